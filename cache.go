@@ -1,0 +1,171 @@
+package viewersession
+
+import (
+	"container/list"
+	"fmt"
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/ristretto/v2"
+)
+
+const (
+	// tokenOverhead is what a cached token costs beside its bytes: the token
+	// itself, its place in ristretto's maps and in the access sketch.
+	tokenOverhead = 320
+
+	// typicalTokenBytes sizes the access sketch, which wants ten counters for
+	// each token that fits.
+	typicalTokenBytes = 1 << 10
+
+	// recentShare is the part of the cache that holds tokens which ristretto
+	// turned away.
+	recentShare = 8
+)
+
+// tokenCache holds tokens within a bound of bytes.
+//
+// Ristretto decides by frequency whom to keep, which protects the documents
+// that people read from a scanner's thousands of made-up ids. Two things it
+// does not promise are added here: a stored token is compared with the whole
+// key, since ristretto itself only knows a hash of it; and a token that the
+// admission policy turns away stays in a small first-in-first-out area, since
+// each of its look-ups would be a mint otherwise.
+type tokenCache struct {
+	seed maphash.Seed
+
+	// mu is held for reading while ristretto is used: ristretto panics when
+	// it is used while it closes, and requests outlive the config they began in.
+	mu     sync.RWMutex
+	closed bool
+	main   *ristretto.Cache[uint64, *token]
+
+	recent recentTokens
+}
+
+// newTokenCache returns a cache for at most maxBytes. It runs a goroutine
+// until close is called.
+func newTokenCache(maxBytes int64) (*tokenCache, error) {
+	forRecent := maxBytes / recentShare
+	main, err := ristretto.NewCache(&ristretto.Config[uint64, *token]{
+		NumCounters:        max(1000, 10*maxBytes/typicalTokenBytes),
+		MaxCost:            maxBytes - forRecent,
+		BufferItems:        64,
+		IgnoreInternalCost: true, // it is part of tokenOverhead
+	})
+	if err != nil {
+		return nil, fmt.Errorf("token cache: %w", err)
+	}
+	return &tokenCache{
+		seed:   maphash.MakeSeed(),
+		main:   main,
+		recent: recentTokens{maxBytes: forRecent, tokens: make(map[string]*list.Element), order: list.New()},
+	}, nil
+}
+
+// get returns the token stored under exactly this key, or nil. It may have
+// expired; see token.freshness.
+func (c *tokenCache) get(key []byte) *token {
+	c.mu.RLock()
+	var t *token
+	if !c.closed {
+		t, _ = c.main.Get(maphash.Bytes(c.seed, key))
+	}
+	c.mu.RUnlock()
+	if t != nil && t.key == string(key) {
+		return t
+	}
+	return c.recent.get(key)
+}
+
+// put stores a token and returns when look-ups can see it.
+func (c *tokenCache) put(t *token, now time.Time) {
+	remaining := time.Unix(t.exp, 0).Sub(now)
+	if remaining <= 0 {
+		return // ristretto takes a ttl of 0 for "forever"
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.closed {
+		return
+	}
+	hash := maphash.String(c.seed, t.key)
+	c.main.SetWithTTL(hash, t, t.cost(), remaining)
+	// Set works in the background. Without waiting, the requests right after
+	// this one would miss, and a second Set of a new key would be lost.
+	c.main.Wait()
+	if stored, _ := c.main.Get(hash); stored == t {
+		c.recent.remove(t.key)
+		return
+	}
+	c.recent.put(t, now)
+}
+
+// close ends the cache's goroutine. Later calls find nothing and store nothing.
+func (c *tokenCache) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.closed = true
+		c.main.Close()
+	}
+}
+
+// cost is the memory that the cache accounts for the token.
+func (t *token) cost() int64 { return int64(len(t.key) + len(t.jwt) + tokenOverhead) }
+
+// recentTokens keeps the latest tokens within a bound of bytes.
+type recentTokens struct {
+	maxBytes int64
+	count    atomic.Int64 // lets look-ups pass without the lock while there are none
+
+	mu     sync.Mutex
+	tokens map[string]*list.Element
+	order  *list.List // of *token, oldest first
+	bytes  int64
+}
+
+func (r *recentTokens) get(key []byte) *token {
+	if r.count.Load() == 0 {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e, ok := r.tokens[string(key)]; ok {
+		return e.Value.(*token)
+	}
+	return nil
+}
+
+func (r *recentTokens) put(t *token, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.removeLocked(r.tokens[t.key])
+	r.tokens[t.key] = r.order.PushBack(t)
+	r.bytes += t.cost()
+	for e := r.order.Front(); e != nil && (r.bytes > r.maxBytes || e.Value.(*token).exp <= now.Unix()); e = r.order.Front() {
+		r.removeLocked(e)
+	}
+	r.count.Store(int64(len(r.tokens)))
+}
+
+func (r *recentTokens) remove(key string) {
+	if r.count.Load() == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.removeLocked(r.tokens[key])
+	r.count.Store(int64(len(r.tokens)))
+}
+
+func (r *recentTokens) removeLocked(e *list.Element) {
+	if e == nil {
+		return
+	}
+	t := r.order.Remove(e).(*token)
+	delete(r.tokens, t.key)
+	r.bytes -= t.cost()
+}

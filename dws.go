@@ -1,0 +1,187 @@
+package viewersession
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+const (
+	// maxReplyBytes bounds what is read of an answer: a token and some JSON around it.
+	maxReplyBytes = 64 << 10
+
+	// maxRetryAfter bounds how long the API can keep the gateway from asking.
+	maxRetryAfter = 5 * time.Minute
+
+	// maxDetailBytes bounds what an error quotes of the API's answer.
+	maxDetailBytes = 300
+
+	userAgent = "caddy-viewer-session"
+)
+
+// mintToken sends one POST /viewer/sessions and returns the token that came
+// back, once it has been checked, and when it expires. It does not retry.
+//
+// The request goes through transport.RoundTrip: redirects are not followed, so
+// the key reaches no host but the endpoint's.
+func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.URL, apiKey string, a *ask) (minted mintReply, err error) {
+	sent := time.Now()
+	askedExp := sent.Add(a.ttl).Unix()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.String(), bytes.NewReader(a.body(askedExp)))
+	if err != nil {
+		return mintReply{}, &failure{reason: reasonUnavailable, err: fmt.Errorf("building the request for %s: %w", endpoint.Host, err)}
+	}
+	req.Header.Set("Authorization", "Bearer "+apiKey)
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", userAgent)
+
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return mintReply{}, transportFailure(ctx, endpoint.Host, err)
+	}
+	defer resp.Body.Close()
+	reply, err := io.ReadAll(io.LimitReader(resp.Body, maxReplyBytes+1))
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
+		// Whatever could be read of an error is only quoted.
+		return mintReply{}, statusFailure(resp, reply, apiKey, sent)
+	}
+	if err != nil {
+		return mintReply{}, transportFailure(ctx, endpoint.Host, err)
+	}
+	jwt, err := readReply(reply)
+	if err == nil {
+		minted.jwt = jwt
+		minted.exp, minted.hasExp, err = readToken(jwt, a, askedExp, time.Now())
+	}
+	if err != nil {
+		return mintReply{}, &failure{reason: reasonInvalidReply, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
+	}
+	return minted, nil
+}
+
+// mintReply is a checked answer.
+type mintReply struct {
+	jwt    string
+	exp    int64 // Unix seconds
+	hasExp bool  // false: the token does not say, and exp is the one asked for
+}
+
+func readReply(reply []byte) (jwt string, err error) {
+	if len(reply) > maxReplyBytes {
+		return "", fmt.Errorf("with more than %d bytes", maxReplyBytes)
+	}
+	// A map, since a struct would also take "JWT" for jwt.
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(reply, &members); err != nil {
+		return "", errors.New("not with a JSON object; check that endpoint is the session endpoint of the DWS Viewer API")
+	}
+	if jwt = stringMember(members, "jwt"); jwt == "" {
+		return "", errors.New("without a jwt; check that endpoint is the session endpoint of the DWS Viewer API")
+	}
+	return jwt, nil
+}
+
+func transportFailure(ctx context.Context, host string, err error) *failure {
+	_, dialing := errors.AsType[reverseproxy.DialError](err)
+	if ctx.Err() != nil || !dialing && errors.Is(err, context.DeadlineExceeded) {
+		return &failure{reason: reasonTimeout, err: fmt.Errorf("%s did not answer in time: %w", host, err)}
+	}
+	return &failure{
+		reason: reasonUnavailable,
+		err:    fmt.Errorf("%s cannot be reached: %w", host, err),
+		unsent: dialing,
+	}
+}
+
+// statusFailure turns an answer other than 200 and 201 into a failure.
+func statusFailure(resp *http.Response, reply []byte, apiKey string, now time.Time) *failure {
+	f := &failure{reason: reasonUnavailable}
+	retryAt := readRetryAfter(resp.Header.Get("Retry-After"), now)
+	var hint string
+	switch code := resp.StatusCode; {
+	case code == http.StatusUnauthorized, code == http.StatusForbidden:
+		f.reason = reasonKeyRefused
+		hint = "; the key is refused: check api_key. An account has a Viewer key and a Processor key, both begin with pdf_live_, and only the Viewer key is accepted here"
+	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable && !retryAt.IsZero():
+		f.reason = reasonThrottled
+		f.retryAt = retryAt
+	case code == http.StatusNotFound:
+		f.reason = reasonRejected
+		hint = "; check endpoint: the API does not look documents up when it mints, so it is the address that is unknown"
+	case code >= 300 && code < 400:
+		hint = "; redirects are not followed, so that the key stays with one host: check endpoint"
+	case code >= 400 && code < 500 && code != http.StatusRequestTimeout:
+		f.reason = reasonRejected
+	}
+	f.err = fmt.Errorf("%s answered %d%s%s", resp.Request.URL.Host, resp.StatusCode, quoteDetails(reply, apiKey), hint)
+	return f
+}
+
+// readRetryAfter reads seconds or a date. Zero means that there is none worth
+// believing.
+func readRetryAfter(value string, now time.Time) time.Time {
+	var wait time.Duration
+	if seconds, err := strconv.ParseUint(value, 10, 64); err == nil {
+		wait = time.Duration(min(seconds, math.MaxInt32)) * time.Second
+	} else if date, err := http.ParseTime(value); err == nil {
+		wait = date.Sub(now)
+	}
+	if wait <= 0 {
+		return time.Time{}
+	}
+	return now.Add(min(wait, maxRetryAfter))
+}
+
+var (
+	jwtInText = regexp.MustCompile(`[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*`)
+	keyInText = regexp.MustCompile(`pdf_[A-Za-z0-9_-]+`)
+)
+
+// quoteDetails quotes what an error answer says of itself, short and without
+// anything that looks like a key or a token: some servers echo what they got.
+func quoteDetails(reply []byte, apiKey string) string {
+	var members map[string]json.RawMessage
+	_ = json.Unmarshal(reply, &members)
+	details := stringMember(members, "details")
+	if details == "" {
+		details = stringMember(members, "errorMessage")
+	}
+	var quoted string
+	if details != "" {
+		quoted += " (" + cleanDetail(details, apiKey) + ")"
+	}
+	if id := stringMember(members, "requestId"); id != "" {
+		quoted += " (requestId " + cleanDetail(id, apiKey) + ")"
+	}
+	return quoted
+}
+
+func cleanDetail(s, apiKey string) string {
+	s = strings.ReplaceAll(s, apiKey, "REDACTED")
+	s = jwtInText.ReplaceAllString(s, "REDACTED")
+	s = keyInText.ReplaceAllString(s, "REDACTED")
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
+	if len(s) > maxDetailBytes {
+		s = strings.ToValidUTF8(s[:maxDetailBytes], "") + "…"
+	}
+	return s
+}

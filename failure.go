@@ -1,0 +1,132 @@
+package viewersession
+
+import (
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// reason says in one word why a viewer request got no token. It is what
+// {http.viewer_session.error} holds, so the words are part of the contract.
+type reason string
+
+const (
+	reasonNoUser       reason = "no_user"       // user_id is configured but came out empty
+	reasonNoPermission reason = "no_permission" // no permission was left after replacing placeholders
+	reasonNoClaim      reason = "no_claim"      // a placeholder in a claim came out empty
+	reasonRateLimited  reason = "rate_limited"  // over mint_rate for longer than timeout
+	reasonThrottled    reason = "throttled"     // the API asked to slow down
+	reasonKeyRefused   reason = "key_refused"   // the API answered 401 or 403
+	reasonRejected     reason = "rejected"      // the API answered 400, 404, 422 or the like
+	reasonUnavailable  reason = "unavailable"   // the API could not be reached, or answered 5xx
+	reasonInvalidReply reason = "invalid_reply" // the API's answer is not a usable token
+	reasonTimeout      reason = "timeout"       // no answer within timeout
+	reasonClientGone   reason = "client_gone"   // the client closed the request while it waited
+)
+
+// statusClientClosed is what Caddy answers (and logs) when the client went away.
+const statusClientClosed = 499
+
+// failure is why there is no token. It is shared by all who waited for the
+// same mint, so it is never changed once it has been handed out. Its text
+// never holds a token or a key.
+type failure struct {
+	reason reason
+	err    error
+
+	// retryAt is when the next attempt can succeed at the earliest; zero if unknown.
+	retryAt time.Time
+
+	// unsent is true if the API surely did not see the request, so that
+	// sending it once more cannot mint twice.
+	unsent bool
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+// status is the HTTP status that the client sees.
+func (f *failure) status() int {
+	switch f.reason {
+	case reasonNoUser:
+		return http.StatusUnauthorized
+	case reasonNoPermission, reasonNoClaim:
+		return http.StatusForbidden
+	case reasonRateLimited, reasonThrottled:
+		return http.StatusServiceUnavailable
+	case reasonTimeout:
+		return http.StatusGatewayTimeout
+	case reasonClientGone:
+		return statusClientClosed
+	default:
+		return http.StatusBadGateway
+	}
+}
+
+// permanent is true if asking again with the same words will be refused again.
+func (f *failure) permanent() bool {
+	return f.reason == reasonRejected || f.reason == reasonKeyRefused
+}
+
+// endpointTrouble is true if the failure speaks of the endpoint or the account
+// rather than of the one document that was asked for.
+func (f *failure) endpointTrouble() bool {
+	switch f.reason {
+	case reasonKeyRefused, reasonUnavailable, reasonInvalidReply, reasonTimeout, reasonThrottled:
+		return true
+	default:
+		return false
+	}
+}
+
+// asFailure returns err as a failure. What is not one already is a fault of
+// ours or of the transport, which the client sees as a bad gateway.
+func asFailure(err error) *failure {
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f
+	}
+	return &failure{reason: reasonUnavailable, err: err}
+}
+
+// logGate lets one log entry of a kind through per interval and counts the
+// others: strangers choose the ids in URLs, and could fill the log otherwise.
+type logGate struct {
+	mu    sync.Mutex
+	kinds map[reason]*gate
+}
+
+type gate struct {
+	until      time.Time
+	suppressed int
+}
+
+// open reports whether to log now, and how many entries of this kind were
+// suppressed since the last.
+func (g *logGate) open(kind reason, now time.Time) (suppressed int, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	k := g.kinds[kind]
+	if k == nil {
+		if g.kinds == nil {
+			g.kinds = make(map[reason]*gate)
+		}
+		k = new(gate)
+		g.kinds[kind] = k
+	}
+	if now.Before(k.until) {
+		k.suppressed++
+		return 0, false
+	}
+	suppressed, k.suppressed = k.suppressed, 0
+	k.until = now.Add(kind.logInterval())
+	return suppressed, true
+}
+
+// logInterval is how often this kind of trouble is logged at most.
+func (r reason) logInterval() time.Duration {
+	if r == reasonNoUser {
+		return time.Minute
+	}
+	return 10 * time.Second
+}

@@ -1,0 +1,187 @@
+package viewersession
+
+import (
+	"fmt"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// route is a compiled Route.
+type route struct {
+	patterns   []*pattern // none: every path
+	documentID string     // template for patterns without :id
+	ask        *askTemplate
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	// 1. Strip, always: no branch below may let a client's own value through.
+	visit, visited := visitOf(r)
+	if visited {
+		visit.notCarried(h.carrier).strip(r)
+	} else {
+		h.carrier.strip(r)
+	}
+
+	// 2. Match.
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	route, documentID := h.match(r, repl)
+	if route == nil {
+		return next.ServeHTTP(w, r)
+	}
+	if !visited {
+		visit = beginVisit(r, repl)
+	}
+	visit.documentID = documentID
+	if r.Method == http.MethodOptions || r.Method == http.MethodTrace {
+		// Neither shows a document, and TRACE would echo the token.
+		visit.set(resultBypass, nil, nil)
+		return next.ServeHTTP(w, r)
+	}
+
+	// 3. Resolve.
+	ask, err := route.ask.resolve(repl, documentID)
+	if err != nil {
+		return h.withoutToken(w, r, next, visit, asFailure(err))
+	}
+
+	// 4. Get a token.
+	token, result, failure := h.pool.get(r.Context(), &ask)
+	if failure != nil {
+		return h.withoutToken(w, r, next, visit, failure)
+	}
+
+	// 5. Inject. The token is taken off again in the end, so that error
+	// routes and handlers further out do not get it.
+	visit.set(result, token, nil)
+	visit.inject(r, h.carrier, token.jwt)
+	defer visit.eject(r, h.carrier)
+	return next.ServeHTTP(h.guard(w, r), r)
+}
+
+// match returns the first route that matches the path the client asked for,
+// before rewrites, and the document id.
+func (h *Handler) match(r *http.Request, repl *caddy.Replacer) (*route, string) {
+	u := r.URL
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		u = original.URL
+	}
+	path, ok := canonicalPath(u)
+	if !ok {
+		return nil, ""
+	}
+	for _, route := range h.routes {
+		if id, ok := route.match(path, repl); ok && h.idFormat(id) {
+			return route, id
+		}
+	}
+	return nil, ""
+}
+
+func (rt *route) match(path string, repl *caddy.Replacer) (id string, ok bool) {
+	matched := len(rt.patterns) == 0
+	for _, p := range rt.patterns {
+		if id, ok = p.match(path); ok {
+			if p.hasID {
+				return id, true
+			}
+			matched = true
+			break
+		}
+	}
+	if !matched {
+		return "", false
+	}
+	id, err := repl.ReplaceOrErr(rt.documentID, true, true)
+	return id, err == nil && utf8.ValidString(id)
+}
+
+// withoutToken ends a viewer request for which there is no token: with an
+// error, or by passing it on as it is.
+func (h *Handler) withoutToken(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, visit *visit, f *failure) error {
+	visit.set(resultError, nil, f)
+	if f.reason == reasonNoUser {
+		// Once a minute is enough for whoever mends it, and strangers can cause it.
+		if suppressed, ok := h.log.open(f.reason, time.Now()); ok {
+			h.logger.Warn("no token for a request without a user; if users are logged in, authentication runs after viewer_session: it belongs before it, as with forward_auth or basic_auth in the default order",
+				zap.Error(f), zap.Int("suppressed", suppressed))
+		}
+	}
+	if h.OnError == "pass" && f.reason != reasonClientGone {
+		return next.ServeHTTP(h.guard(w, r), r)
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	status := f.status()
+	if status == http.StatusServiceUnavailable {
+		wait := time.Until(f.retryAt).Seconds()
+		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(wait)))))
+	}
+	return caddyhttp.Error(status, fmt.Errorf("viewer_session: %w", f))
+}
+
+// visit is what is known of one request to a viewer route. Where the handler
+// stands twice in a chain, both share it.
+type visit struct {
+	documentID string
+	result     result
+	expiresAt  int64
+	failure    *failure
+
+	carriers []carrier  // what has been injected and not been taken off yet
+	header   [1]string  // the header's value; never shared with the cache
+	first    [1]carrier // room for the usual one
+}
+
+// visitKey is where the visit lies in the request's variables. Clients cannot
+// write them.
+const visitKey = "viewer_session"
+
+func visitOf(r *http.Request) (*visit, bool) {
+	v, ok := caddyhttp.GetVar(r.Context(), visitKey).(*visit)
+	return v, ok
+}
+
+func beginVisit(r *http.Request, repl *caddy.Replacer) *visit {
+	v := new(visit)
+	v.carriers = v.first[:0]
+	caddyhttp.SetVar(r.Context(), visitKey, v)
+	repl.Map(v.placeholder)
+	return v
+}
+
+func (v *visit) set(result result, t *token, f *failure) {
+	v.result, v.failure, v.expiresAt = result, f, 0
+	if t != nil {
+		v.expiresAt = t.exp
+	}
+}
+
+// placeholder provides {http.viewer_session.*}.
+func (v *visit) placeholder(key string) (any, bool) {
+	switch key {
+	case "http.viewer_session.document_id":
+		return v.documentID, true
+	case "http.viewer_session.result":
+		return string(v.result), true
+	case "http.viewer_session.expires_at":
+		if v.expiresAt == 0 {
+			return "", true
+		}
+		return v.expiresAt, true
+	case "http.viewer_session.error":
+		if v.failure == nil {
+			return "", true
+		}
+		return string(v.failure.reason), true
+	default:
+		return nil, false
+	}
+}

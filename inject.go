@@ -1,0 +1,134 @@
+package viewersession
+
+import (
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// inject puts the token on the request under the carrier's names. What the
+// client had there has been stripped, so it stands there once.
+func (v *visit) inject(r *http.Request, c carrier, jwt string) {
+	if c.header != "" {
+		value := v.header[:]
+		if len(v.carriers) > 0 {
+			value = []string{""} // the usual place is taken
+		}
+		// Later header operations may edit the value in place; its capacity
+		// keeps them from writing behind it.
+		value[0] = jwt
+		r.Header[c.header] = value[:1:1]
+	}
+	if c.cookie != "" {
+		stripCookie(r.Header, c.cookie) // there is one only if another instance put it there
+		pair := c.cookie + "=" + jwt
+		if others := r.Header["Cookie"]; len(others) > 0 {
+			pair = strings.Join(others, "; ") + "; " + pair
+		}
+		r.Header["Cookie"] = []string{pair}
+	}
+	v.carriers = append(v.carriers, c)
+}
+
+// eject takes the token off the request again.
+func (v *visit) eject(r *http.Request, c carrier) {
+	if c.header != "" {
+		delete(r.Header, c.header)
+	}
+	if c.cookie != "" {
+		stripCookie(r.Header, c.cookie)
+	}
+	if i := slices.Index(v.carriers, c); i >= 0 {
+		v.carriers = slices.Delete(v.carriers, i, i+1)
+	}
+}
+
+// notCarried returns the carrier without the names under which another instance
+// of the handler in the same chain has put a token. It has stripped the client's
+// values before that, and what it injected is to be left alone.
+func (v *visit) notCarried(c carrier) carrier {
+	for _, other := range v.carriers {
+		if foldsToHeader(c.header, other.header) {
+			c.header = ""
+		}
+		if c.cookie == other.cookie {
+			c.cookie = ""
+		}
+	}
+	return c
+}
+
+// guard keeps a response to a viewer request out of caches, unless the
+// config leaves that to the app: a page that holds a token, or shows that there
+// was none, must be neither stored nor revalidated.
+func (h *Handler) guard(w http.ResponseWriter, r *http.Request) http.ResponseWriter {
+	if h.AllowStore {
+		return w
+	}
+	delete(r.Header, "If-None-Match")
+	delete(r.Header, "If-Modified-Since")
+	return &cacheGuard{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
+}
+
+// cacheGuard sets Cache-Control just before the final response header is
+// written. It buffers nothing.
+type cacheGuard struct {
+	caddyhttp.ResponseWriterWrapper
+	wroteHeader bool
+}
+
+func (g *cacheGuard) WriteHeader(status int) {
+	// 1xx are informational, but for the switch to another protocol.
+	if !g.wroteHeader && (status >= 200 || status == http.StatusSwitchingProtocols) {
+		g.forbidStoring()
+	}
+	g.ResponseWriter.WriteHeader(status)
+}
+
+func (g *cacheGuard) Write(p []byte) (int, error) {
+	g.forbidStoring()
+	return g.ResponseWriter.Write(p)
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (g *cacheGuard) ReadFrom(r io.Reader) (int64, error) {
+	g.forbidStoring()
+	return g.ResponseWriterWrapper.ReadFrom(r)
+}
+
+// FlushError is what http.ResponseController looks for. Flushing writes the
+// header as well.
+func (g *cacheGuard) FlushError() error {
+	g.forbidStoring()
+	//nolint:bodyclose // there is no body here
+	return http.NewResponseController(g.ResponseWriter).Flush()
+}
+
+func (g *cacheGuard) forbidStoring() {
+	if g.wroteHeader {
+		return
+	}
+	g.wroteHeader = true
+	header := g.Header()
+	if !saysNoStore(header["Cache-Control"]) {
+		header["Cache-Control"] = []string{"private, no-store"}
+	}
+	// Shared caches that know one of these prefer it to Cache-Control.
+	for _, name := range []string{"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "Surrogate-Control", "X-Accel-Expires"} {
+		delete(header, name)
+	}
+}
+
+func saysNoStore(cacheControl []string) bool {
+	for _, line := range cacheControl {
+		for directive := range strings.SplitSeq(line, ",") {
+			if strings.EqualFold(strings.TrimSpace(directive), "no-store") {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,757 @@
+package viewersession
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"net/http"
+	"net/netip"
+	"net/textproto"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+func init() {
+	caddy.RegisterModule(new(Handler))
+}
+
+// Defaults, as they are documented on the fields that they are for.
+const (
+	DefaultAPIKey           = "{env.NUTRIENT_DWS_VIEWER_API_KEY}"
+	DefaultEndpoint         = "https://api.nutrient.io/viewer/sessions"
+	DefaultRequestHeader    = "X-Viewer-Session"
+	DefaultPermission       = "read"
+	DefaultDocumentIDFormat = `[A-Za-z0-9_~-]{1,128}`
+	DefaultTTL              = time.Hour
+	DefaultTimeout          = 5 * time.Second
+	DefaultMintRate         = 100.0
+	DefaultMintBurst        = 1000
+	DefaultCacheSize        = 64 << 20
+)
+
+const (
+	minTTL, maxTTL         = time.Minute, 30 * 24 * time.Hour
+	minTimeout, maxTimeout = 100 * time.Millisecond, time.Minute
+	minCacheSize           = 1 << 20
+
+	// idleConnsPerHost keeps a burst of mints from dialing anew each time.
+	idleConnsPerHost = 256
+
+	// maxReplyHeaderBytes bounds the API's response headers.
+	maxReplyHeaderBytes = 64 << 10
+
+	transportModule = "http.reverse_proxy.transport.http"
+)
+
+// Handler stands in front of a web app. For requests to pages that show a
+// document it gets a Nutrient DWS Viewer session token, cached or freshly
+// minted, and hands it to the next handler in a request header or cookie.
+// Whatever a client sends under that header's or cookie's name is removed from
+// every request, also from those that get no token.
+//
+// What is matched is the path that the client asked for, before rewrites.
+//
+// Errors are passed on with these statuses: 401 if user_id is empty; 403 if no
+// permission is left or a claim is empty; 502 if the API cannot be reached or
+// refuses; 503 with Retry-After over mint_rate or if the API asks to slow down;
+// 504 if minting took too long.
+//
+// It sets these placeholders on viewer routes:
+//
+// Placeholder | Description
+// ------------|---------------
+// `{http.viewer_session.document_id}` | The document's id.
+// `{http.viewer_session.result}` | Where the token came from: `hit`, `renewing`, `minted`, `shared`, `stale`; `bypass` if the request gets none by rule; `error`.
+// `{http.viewer_session.expires_at}` | When the token expires, in Unix seconds.
+// `{http.viewer_session.error}` | Why there is no token: `no_user`, `no_permission`, `no_claim`, `rate_limited`, `throttled`, `key_refused`, `rejected`, `unavailable`, `invalid_reply`, `timeout` or `client_gone`.
+type Handler struct {
+	// Which requests get a token, and for which document. The first route
+	// that matches wins. Without routes, document_id is required, and every
+	// request for which it gives an id gets a token.
+	Routes []Route `json:"routes,omitempty"`
+
+	// The document id for all routes whose patterns hold no `:id`, from a
+	// placeholder, for example `{http.request.uri.query.doc}`. It is taken
+	// as it is, never decoded. A request for which it is empty gets no token.
+	DocumentID string `json:"document_id,omitempty"`
+
+	// The regular expression that a document id must match from its first
+	// to its last character. A request with another id does not match the
+	// route. Default: `[A-Za-z0-9_~-]{1,128}`
+	DocumentIDFormat string `json:"document_id_format,omitempty"`
+
+	// What the API is asked for, on every route that does not say otherwise.
+	TokenOptions
+
+	// The request header that carries the token to the next handler.
+	// Default: `X-Viewer-Session`, or none if request_cookie is set.
+	RequestHeader string `json:"request_header,omitempty"`
+
+	// The request cookie that carries the token to the next handler.
+	// Default: none.
+	RequestCookie string `json:"request_cookie,omitempty"`
+
+	// Leave caching headers alone. By default, responses to requests with a
+	// token get `Cache-Control: private, no-store` unless they say no-store
+	// themselves, and conditional request headers are removed.
+	AllowStore bool `json:"allow_store,omitempty"`
+
+	// What happens to a viewer request for which there is no token: `fail`
+	// answers with an error; `pass` calls the next handler without a token,
+	// with `{http.viewer_session.error}` set. Default: `fail`
+	OnError string `json:"on_error,omitempty"`
+
+	// The API key of the DWS Viewer API: one placeholder, such as
+	// `{env.NAME}` or `{file./path}`, so that the key itself stands in no
+	// config. It is resolved when the config loads, and again when the API
+	// refuses the key. Default: `{env.NUTRIENT_DWS_VIEWER_API_KEY}`
+	APIKey string `json:"api_key,omitempty"`
+
+	// The URL that tokens are minted at. Plain HTTP is refused except to
+	// loopback. Default: `https://api.nutrient.io/viewer/sessions`
+	Endpoint string `json:"endpoint,omitempty"`
+
+	// Allow plain HTTP to an endpoint that is not loopback. The API key and
+	// the tokens can then be read on the way.
+	InsecureEndpoint bool `json:"insecure_endpoint,omitempty"`
+
+	// How long minting a token may take in all, waiting for mint_rate
+	// included: 100ms to 1m. Default: `5s`
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// How many tokens are minted at most. Document ids come from URLs, so
+	// strangers choose them. Default: 100 per second, 1000 at once.
+	MintRate *MintRate `json:"mint_rate,omitempty"`
+
+	// How many bytes of memory cached tokens may take, at least 1048576
+	// (1 MiB). Default: 67108864 (64 MiB)
+	CacheSize int64 `json:"cache_size,omitempty"`
+
+	// How the API is reached: Caddy's own HTTP transport as in
+	// reverse_proxy, with its trust pools, client certificates, network
+	// proxies and resolvers. HTTP/3 and the PROXY protocol are refused.
+	TransportRaw json.RawMessage `json:"transport,omitempty" caddy:"namespace=http.reverse_proxy.transport inline_key=protocol"`
+
+	// Handlers with the same endpoint, api_key, timeout, mint_rate,
+	// cache_size and transport share one pool of tokens, also across reloads.
+	pool   *pool
+	tenant *tenant
+
+	carrier  carrier
+	routes   []*route
+	idFormat func(string) bool
+	log      logGate
+	logger   *zap.Logger
+}
+
+// Route is a set of paths that show documents.
+type Route struct {
+	// Path patterns. `:id` is the document id, with literal text around it
+	// in its segment allowed; `*` is one segment, as the last one the rest
+	// (one segment or more). Literals match as in Caddy's path matcher:
+	// decoded once, ignoring case. A trailing slash is ignored.
+	Paths []string `json:"paths,omitempty"`
+
+	// The document id from a placeholder, for patterns without `:id`.
+	DocumentID string `json:"document_id,omitempty"`
+
+	// What the API is asked for on this route, where it differs.
+	TokenOptions
+}
+
+// TokenOptions is what the API is asked for. On a route, what is set overrides
+// the handler's; claims are overridden one by one.
+type TokenOptions struct {
+	// The document_permissions. A value may hold placeholders, and several
+	// permissions separated by spaces or commas. If none is left, the answer
+	// is 403. The API knows read, write and download. Default: `read`
+	Permissions []string `json:"permissions,omitempty"`
+
+	// The user_id claim, with a placeholder in it. If it comes out empty, the
+	// answer is 401. Default: none.
+	UserID string `json:"user_id,omitempty"`
+
+	// Placeholders whose values are further parts of the cache key, not sent
+	// to the API: a token is never shared across different values.
+	VaryBy []string `json:"vary_by,omitempty"`
+
+	// Accept that everybody who opens a document gets the same token. It is
+	// required for permissions beyond `read` without user_id or vary_by.
+	Shared bool `json:"shared,omitempty"`
+
+	// Further claims at the top of the request. Placeholders are replaced
+	// inside strings, once; if one comes out empty, the answer is 403.
+	Claims map[string]json.RawMessage `json:"claims,omitempty"`
+
+	// Further claims in the document's entry.
+	DocumentClaims map[string]json.RawMessage `json:"document_claims,omitempty"`
+
+	// How long a token is asked to be valid: 1m to 30d. Default: `1h`
+	TTL caddy.Duration `json:"ttl,omitempty"`
+
+	// How long every token that is handed out is still good for, as long as
+	// one can be minted: at most half of ttl. Default: a quarter of ttl.
+	MinRemaining caddy.Duration `json:"min_remaining,omitempty"`
+
+	// Allow user_id, permissions, claims and document_id to come from what
+	// clients write: request headers, cookies, the body and the query. For
+	// an authenticating proxy in front of Caddy.
+	TrustRequestHeaders bool `json:"trust_request_headers,omitempty"`
+}
+
+// MintRate bounds how many tokens are minted. It is a token bucket.
+type MintRate struct {
+	// Mints per second.
+	Rate float64 `json:"rate,omitempty"`
+
+	// Mints at once. Default: ten times the rate, at least 1.
+	Burst int `json:"burst,omitempty"`
+
+	// No bound at all.
+	Off bool `json:"off,omitempty"`
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.viewer_session",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision checks the config and joins the pool of tokens that belongs to it.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.logger = ctx.Logger()
+	if err := h.compile(); err != nil {
+		return err
+	}
+	settings, endpoint, err := h.poolSettings()
+	if err != nil {
+		return err
+	}
+	apiKey, err := resolveKey(settings.apiKey)
+	if err != nil {
+		return err
+	}
+	mod, err := ctx.LoadModuleByID(transportModule, json.RawMessage(settings.transport))
+	if err != nil {
+		return fmt.Errorf("transport: %w", err)
+	}
+	h.warn()
+	h.tenant = newTenant(mod.(http.RoundTripper), h.logger, apiKey)
+	h.pool, err = joinPool(settings, endpoint, h.tenant)
+	return err
+}
+
+// Cleanup leaves the pool. It also runs after a Provision that failed.
+func (h *Handler) Cleanup() error {
+	if h.pool == nil {
+		return nil
+	}
+	return h.pool.leave(h.tenant)
+}
+
+// compile checks everything that can be checked without the machine that the
+// config is for, and prepares what requests need. The Caddyfile adapter runs
+// it as well, so that mistakes show when a config is adapted.
+func (h *Handler) compile() error {
+	var err error
+	if h.carrier, err = h.newCarrier(); err != nil {
+		return err
+	}
+	if h.idFormat, err = newIDFormat(h.DocumentIDFormat); err != nil {
+		return err
+	}
+	switch h.OnError {
+	case "", "fail", "pass":
+	default:
+		return fmt.Errorf("on_error %q: write fail or pass", h.OnError)
+	}
+	routes := h.Routes
+	if len(routes) == 0 {
+		if h.DocumentID == "" {
+			return errors.New("no route: say which paths show a document with document_path, for example: document_path /documents/:id")
+		}
+		routes = []Route{{}}
+	}
+	h.routes = nil
+	defaultIDUsed := false
+	for i, config := range routes {
+		r, err := h.newRoute(config)
+		if err != nil {
+			if len(config.Paths) > 0 {
+				return fmt.Errorf("route %s: %w", config.Paths[0], err)
+			}
+			return fmt.Errorf("route %d: %w", i+1, err)
+		}
+		defaultIDUsed = defaultIDUsed || config.DocumentID == "" && r.documentID != ""
+		h.routes = append(h.routes, r)
+	}
+	if h.DocumentID != "" && !defaultIDUsed {
+		return fmt.Errorf("document_id %s is never used: every pattern has :id; remove one or the other", h.DocumentID)
+	}
+	return nil
+}
+
+// newRoute completes a route with the handler's settings and compiles it.
+func (h *Handler) newRoute(config Route) (*route, error) {
+	r := &route{documentID: config.DocumentID}
+	withoutID := len(config.Paths) == 0
+	for _, path := range config.Paths {
+		p, err := parsePattern(path)
+		if err != nil {
+			return nil, err
+		}
+		if p.hasID && config.DocumentID != "" {
+			return nil, fmt.Errorf("pattern %q has :id, and the route has document_id: the id comes from one or the other", path)
+		}
+		if !p.hasID && config.DocumentID == "" && h.DocumentID == "" {
+			return nil, fmt.Errorf("pattern %q has no :id and there is no document_id: say where the document's id comes from", path)
+		}
+		withoutID = withoutID || !p.hasID
+		r.patterns = append(r.patterns, p)
+	}
+	if withoutID && r.documentID == "" {
+		r.documentID = h.DocumentID
+	}
+	if withoutID && r.documentID == "" {
+		return nil, errors.New("neither a path nor a document_id")
+	}
+	options := config.TokenOptions.over(h.TokenOptions)
+	if err := options.check(r.documentID); err != nil {
+		return nil, err
+	}
+	var err error
+	r.ask, err = newAskTemplate(options)
+	return r, err
+}
+
+// over returns the options completed with the handler's and the defaults.
+func (o TokenOptions) over(base TokenOptions) TokenOptions {
+	if o.Permissions == nil {
+		o.Permissions = base.Permissions
+	}
+	if o.Permissions == nil {
+		o.Permissions = []string{DefaultPermission}
+	}
+	if o.UserID == "" {
+		o.UserID = base.UserID
+	}
+	if o.VaryBy == nil {
+		o.VaryBy = base.VaryBy
+	}
+	o.Shared = o.Shared || base.Shared
+	o.TrustRequestHeaders = o.TrustRequestHeaders || base.TrustRequestHeaders
+	o.Claims = mergeClaims(base.Claims, o.Claims)
+	o.DocumentClaims = mergeClaims(base.DocumentClaims, o.DocumentClaims)
+	if o.TTL == 0 {
+		o.TTL = base.TTL
+	}
+	if o.TTL == 0 {
+		o.TTL = caddy.Duration(DefaultTTL)
+	}
+	if o.MinRemaining == 0 {
+		o.MinRemaining = base.MinRemaining
+	}
+	if o.MinRemaining == 0 {
+		o.MinRemaining = o.TTL / 4
+	}
+	return o
+}
+
+func mergeClaims(base, own map[string]json.RawMessage) map[string]json.RawMessage {
+	merged := maps.Clone(base)
+	if merged == nil {
+		return own
+	}
+	maps.Copy(merged, own)
+	return merged
+}
+
+// check refuses options that are wrong or that would hurt their user. They
+// must be complete. documentID is the route's template, if it has one.
+func (o TokenOptions) check(documentID string) error {
+	if ttl := time.Duration(o.TTL); ttl < minTTL || ttl > maxTTL {
+		return fmt.Errorf("ttl %s: write a duration from 1m to 30d", ttl)
+	}
+	if o.MinRemaining < 0 || o.MinRemaining > o.TTL/2 {
+		return fmt.Errorf("min_remaining %s: write at most half of ttl (%s), or a longer ttl",
+			time.Duration(o.MinRemaining), time.Duration(o.TTL/2))
+	}
+	if len(o.Permissions) == 0 {
+		return errors.New("permissions: the list is empty, which the API would take for all permissions; name at least one")
+	}
+	if !slices.ContainsFunc(o.Permissions, hasPlaceholder) && len(splitPermissions(o.Permissions)) == 0 {
+		return errors.New("permissions: only separators; name at least one")
+	}
+	if err := o.checkShared(); err != nil {
+		return err
+	}
+	for _, claims := range []map[string]json.RawMessage{o.Claims, o.DocumentClaims} {
+		for name := range claims {
+			if err := checkClaimName(name); err != nil {
+				return err
+			}
+		}
+	}
+	if err := o.checkSources(documentID); err != nil {
+		return err
+	}
+	return nil
+}
+
+// checkShared refuses tokens that carry more than reading and are the same for
+// everybody, unless that is said.
+func (o TokenOptions) checkShared() error {
+	if o.UserID != "" {
+		names := placeholdersIn(o.UserID)
+		if !slices.ContainsFunc(names, variesByRequest) {
+			return fmt.Errorf("user_id %s is the same for everybody: give a placeholder that names the user, for example {http.auth.user.id}, or remove it", o.UserID)
+		}
+	}
+	for _, template := range o.VaryBy {
+		if !hasPlaceholder(template) {
+			return fmt.Errorf("vary_by %s holds no placeholder, so nothing varies by it", template)
+		}
+	}
+	if o.Shared || o.UserID != "" || len(o.VaryBy) > 0 {
+		return nil
+	}
+	for _, permission := range o.Permissions {
+		if permission != DefaultPermission {
+			return fmt.Errorf("permissions %s go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want", strings.Join(o.Permissions, " "))
+		}
+	}
+	return nil
+}
+
+// variesByRequest is false for placeholders that are the same for all requests.
+func variesByRequest(placeholder string) bool {
+	for _, prefix := range []string{"env.", "file.", "system.", "time."} {
+		if strings.HasPrefix(placeholder, prefix) {
+			return false
+		}
+	}
+	return true
+}
+
+// checkSources refuses placeholders that a client can write, unless they are trusted.
+func (o TokenOptions) checkSources(documentID string) error {
+	if documentID != "" && !hasPlaceholder(documentID) {
+		return fmt.Errorf("document_id %s holds no placeholder: give one that holds the document's id; for a fixed id set a variable (vars document ID) and write {http.vars.document}", documentID)
+	}
+	if o.TrustRequestHeaders {
+		return nil
+	}
+	for _, name := range placeholdersIn(documentID) {
+		if clientWritten(name, true) {
+			return fmt.Errorf("document_id {%s} comes from what a client writes: use the path or the query, or trust_request_headers if a proxy in front of Caddy sets it", name)
+		}
+	}
+	sources := map[string][]string{"user_id": {o.UserID}, "permissions": o.Permissions}
+	for _, claims := range []map[string]json.RawMessage{o.Claims, o.DocumentClaims} {
+		for name, raw := range claims {
+			value, err := decodeClaim(raw)
+			if err != nil {
+				return fmt.Errorf("claim %q: %w", name, err)
+			}
+			sources["claim "+name] = append(sources["claim "+name], stringsIn(value, nil)...)
+		}
+	}
+	for _, what := range slices.Sorted(maps.Keys(sources)) {
+		for _, template := range sources[what] {
+			for _, name := range placeholdersIn(template) {
+				if clientWritten(name, false) {
+					return fmt.Errorf("%s {%s} comes from what a client writes, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it", what, name)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// reservedClaims are set through options of their own, or by the handler.
+var reservedClaims = map[string]string{
+	"exp":                  "it is set by ttl",
+	"user_id":              "it is set by user_id",
+	"allowed_documents":    "it is made from the route",
+	"document_id":          "it is made from the route",
+	"document_permissions": "it is set by permissions",
+}
+
+func checkClaimName(name string) error {
+	if name == "" {
+		return errors.New("claim: the name is empty")
+	}
+	if why, ok := reservedClaims[name]; ok {
+		return fmt.Errorf("claim %q is reserved: %s", name, why)
+	}
+	return nil
+}
+
+// newIDFormat compiles document_id_format.
+func newIDFormat(expr string) (func(string) bool, error) {
+	if expr == "" || expr == DefaultDocumentIDFormat {
+		return matchesDefaultIDFormat, nil
+	}
+	re, err := regexp.Compile(`\A(?:` + expr + `)\z`)
+	if err != nil {
+		return nil, fmt.Errorf("document_id_format: %w", err)
+	}
+	return re.MatchString, nil
+}
+
+// newCarrier checks the names that the token travels under.
+func (h *Handler) newCarrier() (carrier, error) {
+	c := carrier{header: textproto.CanonicalMIMEHeaderKey(h.RequestHeader), cookie: h.RequestCookie}
+	if c.header == "" && c.cookie == "" {
+		c.header = DefaultRequestHeader
+	}
+	if c.header != "" {
+		if !httpguts.ValidHeaderFieldName(c.header) {
+			return carrier{}, fmt.Errorf("request_header %q is not a header name: write letters, digits and hyphens", h.RequestHeader)
+		}
+		if reservedHeader(c.header) {
+			return carrier{}, fmt.Errorf("request_header %s has a meaning of its own: choose a name of yours, such as %s", c.header, DefaultRequestHeader)
+		}
+	}
+	if c.cookie != "" {
+		// A cookie's name has the syntax of a header's.
+		if !httpguts.ValidHeaderFieldName(c.cookie) {
+			return carrier{}, fmt.Errorf("request_cookie %q is not a cookie name: write letters, digits, hyphens and underscores", c.cookie)
+		}
+	}
+	return c, nil
+}
+
+// reservedHeader reports whether a header's name means something to servers,
+// proxies or browsers already.
+func reservedHeader(name string) bool {
+	folded := strings.ToLower(strings.NewReplacer("_", "-", ".", "-").Replace(name))
+	for _, prefix := range []string{"accept", "access-control-", "content-", "if-", "proxy-", "sec-", "x-forwarded-"} {
+		if strings.HasPrefix(folded, prefix) {
+			return true
+		}
+	}
+	switch folded {
+	case "authorization", "cookie", "set-cookie", "host", "connection", "keep-alive", "te", "trailer",
+		"transfer-encoding", "upgrade", "expect", "range", "forwarded", "via", "max-forwards", "early-data",
+		"user-agent", "referer", "origin", "date", "from", "cache-control", "pragma", "x-real-ip",
+		"x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url",
+		"x-viewer-rejected", "x-viewer-document", "x-viewer-permissions", "x-viewer-user":
+		return true
+	default:
+		return false
+	}
+}
+
+// poolSettings returns what decides which pool of tokens the handler uses.
+func (h *Handler) poolSettings() (poolSettings, *url.URL, error) {
+	s := poolSettings{
+		apiKey:    h.APIKey,
+		timeout:   time.Duration(h.Timeout),
+		rate:      DefaultMintRate,
+		burst:     DefaultMintBurst,
+		cacheSize: h.CacheSize,
+	}
+	if s.apiKey == "" {
+		s.apiKey = DefaultAPIKey
+	}
+	if err := checkKeyPlaceholder(s.apiKey); err != nil {
+		return poolSettings{}, nil, err
+	}
+	if s.timeout == 0 {
+		s.timeout = DefaultTimeout
+	}
+	if s.timeout < minTimeout || s.timeout > maxTimeout {
+		return poolSettings{}, nil, fmt.Errorf("timeout %s: write a duration from 100ms to 1m", s.timeout)
+	}
+	if s.cacheSize == 0 {
+		s.cacheSize = DefaultCacheSize
+	}
+	if s.cacheSize < minCacheSize {
+		return poolSettings{}, nil, fmt.Errorf("cache_size %d bytes: write at least 1MiB", s.cacheSize)
+	}
+	if h.MintRate != nil {
+		var err error
+		if s.rate, s.burst, err = h.MintRate.limits(); err != nil {
+			return poolSettings{}, nil, err
+		}
+	}
+	endpoint, err := h.parseEndpoint()
+	if err != nil {
+		return poolSettings{}, nil, err
+	}
+	s.endpoint = endpoint.String()
+	s.transport, err = h.transportJSON()
+	return s, endpoint, err
+}
+
+func (m *MintRate) limits() (perSecond float64, burst int, err error) {
+	if m.Off {
+		if m.Rate != 0 || m.Burst != 0 {
+			return 0, 0, errors.New("mint_rate: off stands alone, without a rate")
+		}
+		return math.Inf(1), 0, nil
+	}
+	if !(m.Rate > 0) || m.Rate > 1e6 {
+		return 0, 0, fmt.Errorf("mint_rate %v: write how many tokens may be minted per second, up to 1000000, or off", m.Rate)
+	}
+	if m.Burst < 0 {
+		return 0, 0, fmt.Errorf("mint_rate: a burst of %d: write 1 or more", m.Burst)
+	}
+	if m.Burst == 0 {
+		return m.Rate, max(1, int(10*m.Rate)), nil
+	}
+	return m.Rate, m.Burst, nil
+}
+
+// parseEndpoint refuses addresses that would send the key in the clear.
+func (h *Handler) parseEndpoint() (*url.URL, error) {
+	text := h.Endpoint
+	if text == "" {
+		text = DefaultEndpoint
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.Fragment != "" || strings.ContainsAny(text, "{}") {
+		return nil, fmt.Errorf("endpoint %q is not a URL: write one such as %s", redactURL(text), DefaultEndpoint)
+	}
+	if u.User != nil {
+		return nil, errors.New("endpoint: a URL with a user or password in it is refused, because it would stand in the config; the key goes into api_key")
+	}
+	switch u.Scheme {
+	case "https":
+	case "http":
+		if !h.InsecureEndpoint && !isLoopback(u.Hostname()) {
+			return nil, fmt.Errorf("endpoint %s is plain HTTP, so the API key could be read on the way: write https, or insecure_endpoint if you know better", text)
+		}
+	default:
+		return nil, fmt.Errorf("endpoint %q: the scheme is https", text)
+	}
+	return u, nil
+}
+
+// redactURL hides what stands before an at sign.
+func redactURL(text string) string {
+	if at := strings.LastIndexByte(text, '@'); at >= 0 {
+		return "…" + text[at:]
+	}
+	return text
+}
+
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap().IsLoopback()
+}
+
+// transportJSON returns the transport's config with our own defaults filled in,
+// in a form that is the same for the same settings.
+func (h *Handler) transportJSON() (string, error) {
+	var t reverseproxy.HTTPTransport
+	if h.TransportRaw != nil {
+		var protocol struct {
+			Protocol string `json:"protocol"`
+		}
+		if err := json.Unmarshal(h.TransportRaw, &protocol); err != nil {
+			return "", fmt.Errorf("transport: %w", err)
+		}
+		if protocol.Protocol != "http" {
+			return "", fmt.Errorf("transport %q: the only one is http", protocol.Protocol)
+		}
+		raw, err := withoutMember(h.TransportRaw, "protocol")
+		if err != nil {
+			return "", fmt.Errorf("transport: %w", err)
+		}
+		if err := caddy.StrictUnmarshalJSON(raw, &t); err != nil {
+			return "", fmt.Errorf("transport http: %w", err)
+		}
+	}
+	if slices.Contains(t.Versions, "3") {
+		return "", errors.New("transport http: versions 3 is refused, because a reload would break off mints that are under way; use 1.1 or 2")
+	}
+	if t.ProxyProtocol != "" {
+		return "", errors.New("transport http: proxy_protocol is refused, because a mint is not made for any one client")
+	}
+	if t.KeepAlive == nil {
+		t.KeepAlive = new(reverseproxy.KeepAlive)
+	}
+	if t.KeepAlive.MaxIdleConnsPerHost == 0 {
+		t.KeepAlive.MaxIdleConnsPerHost = idleConnsPerHost
+	}
+	if t.MaxResponseHeaderSize == 0 {
+		t.MaxResponseHeaderSize = maxReplyHeaderBytes
+	}
+	canonical, err := json.Marshal(t)
+	return string(canonical), err
+}
+
+func withoutMember(object json.RawMessage, name string) (json.RawMessage, error) {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(object, &members); err != nil {
+		return nil, err
+	}
+	delete(members, name)
+	return json.Marshal(members)
+}
+
+// checkKeyPlaceholder refuses an API key that is not exactly one placeholder.
+// The error does not repeat it: it may well be the key.
+func checkKeyPlaceholder(s string) error {
+	if names := placeholdersIn(s); len(names) != 1 || s != "{"+names[0]+"}" {
+		return errors.New("api_key: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would stand in the admin API's /config and in the autosaved config")
+	}
+	return nil
+}
+
+// resolveKey returns the API key that the placeholder stands for.
+func resolveKey(placeholder string) (string, error) {
+	key, err := caddy.NewReplacer().ReplaceOrErr(placeholder, true, true)
+	if err == nil {
+		key = strings.TrimSpace(key)
+	}
+	if err != nil || key == "" {
+		return "", fmt.Errorf("api_key %s is empty or unknown: set it to the Viewer API key of your DWS account before Caddy starts", placeholder)
+	}
+	for i := 0; i < len(key); i++ {
+		if key[i] <= ' ' || key[i] >= 0x7f {
+			return "", fmt.Errorf("api_key %s holds spaces or other characters that no key has: it should be the key alone, without a name or Bearer in front", placeholder)
+		}
+	}
+	return key, nil
+}
+
+// warn tells the operator what is allowed, but likely a mistake.
+func (h *Handler) warn() {
+	for i, r := range h.routes {
+		for _, permission := range r.ask.staticPermissions {
+			switch permission {
+			case "read", "write", "download":
+			default:
+				h.logger.Warn("the DWS Viewer API documents no such permission; it knows read, write and download",
+					zap.Int("route", i+1), zap.String("permission", permission))
+			}
+		}
+	}
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+)

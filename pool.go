@@ -1,0 +1,380 @@
+package viewersession
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// pools keeps what must survive a reload: tokens, back-off, the rate limit and
+// mints that are under way. The new config's handlers are provisioned before
+// the old one's are cleaned up, so a pool that both use never ends in between.
+var pools = caddy.NewUsagePool()
+
+// poolSettings is what handlers must have in common to share a pool. It is the
+// pool's key, compared as a whole.
+type poolSettings struct {
+	endpoint  string
+	apiKey    string // the placeholder, not what it stands for
+	timeout   time.Duration
+	rate      float64 // per second; rate.Inf for none
+	burst     int
+	cacheSize int64
+	transport string // as JSON
+}
+
+// pool gets tokens for all handlers with the same settings.
+type pool struct {
+	settings poolSettings
+	endpoint *url.URL
+
+	cache   *tokenCache
+	flights singleflight.Group
+	backoff backoff
+	limiter *rate.Limiter
+
+	mu      sync.Mutex
+	tenants []*tenant // the handlers that use the pool, in the order in which they came
+
+	// active is the tenant whose transport, key and logger are used: the
+	// first, so that a config which is refused in the end is never asked.
+	// The last one stays when all have left, for requests still under way.
+	active atomic.Pointer[tenant]
+
+	noExpWarned atomic.Bool
+	failureLog  logGate
+}
+
+// tenant is what a loaded config lends to the pool: it ends with the config.
+type tenant struct {
+	transport  http.RoundTripper
+	logger     *zap.Logger
+	credential atomic.Pointer[credential]
+}
+
+// credential is an API key with its fingerprint, which stands for the account
+// in the keys of the cache.
+type credential struct {
+	apiKey  string
+	account account
+}
+
+type account [16]byte
+
+func newTenant(transport http.RoundTripper, logger *zap.Logger, apiKey string) *tenant {
+	t := &tenant{transport: transport, logger: logger}
+	t.credential.Store(newCredential(apiKey))
+	return t
+}
+
+func newCredential(apiKey string) *credential {
+	sum := sha256.Sum256([]byte(apiKey))
+	return &credential{apiKey: apiKey, account: account(sum[:16])}
+}
+
+// cacheKey completes a flight's name to the key of the cache.
+func (c *credential) cacheKey(name string) []byte {
+	return append(append(make([]byte, 0, len(c.account)+len(name)), c.account[:]...), name...)
+}
+
+// joinPool adds a tenant to the pool with these settings and makes the pool if
+// there is none.
+func joinPool(settings poolSettings, endpoint *url.URL, t *tenant) (*pool, error) {
+	value, _, err := pools.LoadOrNew(settings, func() (caddy.Destructor, error) {
+		cache, err := newTokenCache(settings.cacheSize)
+		if err != nil {
+			return nil, err
+		}
+		return &pool{
+			settings: settings,
+			endpoint: endpoint,
+			cache:    cache,
+			limiter:  rate.NewLimiter(rate.Limit(settings.rate), settings.burst),
+		}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	p := value.(*pool)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tenants = append(p.tenants, t)
+	p.active.Store(p.tenants[0])
+	return p, nil
+}
+
+// leave takes a tenant out. The pool ends with the last one.
+func (p *pool) leave(t *tenant) error {
+	p.mu.Lock()
+	p.tenants = slices.DeleteFunc(p.tenants, func(other *tenant) bool { return other == t })
+	if len(p.tenants) > 0 {
+		p.active.Store(p.tenants[0])
+	}
+	p.mu.Unlock()
+	_, err := pools.Delete(p.settings)
+	return err
+}
+
+// Destruct implements caddy.Destructor. Mints under way go on for the requests
+// that wait for them; each ends by its timeout.
+func (p *pool) Destruct() error {
+	p.cache.close()
+	return nil
+}
+
+// result says where a request's token came from. It is what
+// {http.viewer_session.result} holds.
+type result string
+
+const (
+	resultHit      result = "hit"      // cached and fresh
+	resultRenewing result = "renewing" // cached, and renewed in the background
+	resultMinted   result = "minted"   // minted for this request
+	resultShared   result = "shared"   // minted for another request that asked for the same
+	resultStale    result = "stale"    // cached and short of min_remaining: none could be minted
+	resultBypass   result = "bypass"   // no token, by rule
+	resultError    result = "error"    // no token, because of a failure
+)
+
+// get returns a token for a, cached or minted. ctx only bounds how long this
+// caller waits; a mint goes on for the others who wait for it.
+func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
+	var buf [512]byte
+	key := a.appendKey(append(buf[:0], p.credential().account[:]...))
+	now := time.Now()
+	cached := p.cache.get(key)
+	state := cached.freshness(now, a.minRemaining)
+	switch state {
+	case fresh:
+		return cached, resultHit, nil
+	case due:
+		p.renew(cached, a, now)
+		return cached, resultRenewing, nil
+	case short:
+		if cached.failing.Load() || p.backoff.holding() {
+			// Waiting would only repeat what is known already.
+			p.renew(cached, a, now)
+			return cached, resultStale, nil
+		}
+	}
+
+	minted, led, f := p.await(ctx, string(key), a)
+	switch {
+	case f == nil && led:
+		return minted, resultMinted, nil
+	case f == nil:
+		return minted, resultShared, nil
+	case f.reason != reasonClientGone && state == short && cached.freshness(time.Now(), 0) != expired:
+		return cached, resultStale, nil
+	default:
+		return nil, resultError, f
+	}
+}
+
+// renew mints in the background. Renewals count towards mint_rate, but give
+// way: they take what is left of it when nobody waits.
+func (p *pool) renew(cached *token, a *ask, now time.Time) {
+	if !cached.claimRenewal(now) {
+		return
+	}
+	reserve := float64(p.limiter.Burst()) / 4
+	if p.limiter.TokensAt(now) < reserve || !p.limiter.AllowN(now, 1) {
+		return
+	}
+	p.fly(cached.key, a, true)
+}
+
+// await waits for one mint, shared with all who ask for the same key.
+func (p *pool) await(ctx context.Context, key string, a *ask) (t *token, led bool, f *failure) {
+	flight := p.fly(key, a, false)
+	select {
+	case landed := <-flight.landed:
+		if landed.Err != nil {
+			return nil, false, asFailure(landed.Err)
+		}
+		return landed.Val.(*token), flight.led.Load(), nil
+	case <-ctx.Done():
+		return nil, false, &failure{reason: reasonClientGone, err: fmt.Errorf("the client went away while a token was minted: %w", context.Cause(ctx))}
+	}
+}
+
+type flight struct {
+	landed <-chan singleflight.Result
+	led    atomic.Bool // whether this caller's own call is the one that ran
+}
+
+// fly starts a mint for key, or joins the one that is under way. It ends by
+// itself within the timeout, whoever waits for it. paid tells that it has been
+// counted towards mint_rate.
+func (p *pool) fly(key string, a *ask, paid bool) *flight {
+	flight := new(flight)
+	asked := *a
+	// Without the account: when the key has changed, those who still come
+	// with the old one join those who already come with the new one.
+	name := key[len(account{}):]
+	flight.landed = p.flights.DoChan(name, func() (value any, err error) {
+		flight.led.Store(true)
+		defer func() {
+			// A panic in a flight could not be recovered by anybody else.
+			if r := recover(); r != nil {
+				p.logger().Error("minting a token panicked; this is a bug, please report it",
+					zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
+				err = &failure{reason: reasonUnavailable, err: fmt.Errorf("minting panicked: %v", r)}
+			}
+		}()
+		t, f := p.land(name, &asked, paid)
+		if f != nil {
+			return nil, f
+		}
+		return t, nil
+	})
+	return flight
+}
+
+// land runs one flight: it looks again, asks for admission, mints, and
+// publishes the token before the flight ends, so that there is no moment at
+// which a request finds neither the flight nor the token.
+func (p *pool) land(name string, a *ask, paid bool) (*token, *failure) {
+	ctx, cancel := context.WithTimeout(mintContext(), p.settings.timeout)
+	defer cancel()
+
+	cached := p.cache.get(p.credential().cacheKey(name))
+	if cached.freshness(time.Now(), a.minRemaining) == fresh {
+		return cached, nil // published between the look-up and this flight
+	}
+	admission, f := p.backoff.admit(name, time.Now())
+	if f != nil && f.reason == reasonKeyRefused && p.refreshKey(p.credential()) {
+		admission, f = p.backoff.admit(name, time.Now())
+	}
+	if f != nil {
+		return nil, f
+	}
+	var t *token
+	if !paid {
+		f = p.waitForRate(ctx)
+	}
+	if f == nil {
+		t, f = p.mint(ctx, name, a)
+	}
+	if f == nil {
+		p.cache.put(t, time.Now())
+	} else if cached != nil {
+		cached.failing.Store(true)
+	}
+	f = p.backoff.settle(admission, f, time.Now())
+	if f != nil {
+		p.logFailure(f)
+		return nil, f
+	}
+	return t, nil
+}
+
+// mintContext is the context that a mint runs under. It inherits nothing from
+// a request: Caddy's transport obeys dial addresses that reverse_proxy and
+// forward_auth leave in the request's variables, and would carry the API key
+// there. Nor does it end with a config. The replacer is for placeholders in
+// the transport's own settings.
+func mintContext() context.Context {
+	return context.WithValue(context.Background(), caddy.ReplacerCtxKey, caddy.NewReplacer())
+}
+
+// mint asks the API, once more with the new key if the key was refused and has
+// changed, and once more if the first attempt surely did not reach it.
+func (p *pool) mint(ctx context.Context, name string, a *ask) (*token, *failure) {
+	for attempt := 0; ; attempt++ {
+		tenant := p.active.Load()
+		credential := tenant.credential.Load()
+		minted, err := mintToken(ctx, tenant.transport, p.endpoint, credential.apiKey, a)
+		if err == nil {
+			if !minted.hasExp && p.noExpWarned.CompareAndSwap(false, true) {
+				tenant.logger.Warn("the API's token has no exp; taking the one that was asked for", zap.Duration("ttl", a.ttl))
+			}
+			return newToken(string(credential.cacheKey(name)), minted.jwt, minted.exp, a.ttl, time.Now()), nil
+		}
+		f := asFailure(err)
+		again := f.unsent || f.reason == reasonKeyRefused && p.refreshKey(credential)
+		if !again || attempt > 0 || ctx.Err() != nil {
+			return nil, f
+		}
+	}
+}
+
+// waitForRate queues for mint_rate.
+func (p *pool) waitForRate(ctx context.Context) *failure {
+	now := time.Now()
+	reservation := p.limiter.ReserveN(now, 1)
+	delay := reservation.DelayFrom(now)
+	if delay == 0 {
+		return nil
+	}
+	if deadline, ok := ctx.Deadline(); ok && now.Add(delay).After(deadline) {
+		reservation.CancelAt(now)
+		return &failure{
+			reason:  reasonRateLimited,
+			err:     fmt.Errorf("over mint_rate: %d tokens wait to be minted; strangers may be asking for made-up documents, or mint_rate is too low", int(delay.Seconds()*p.settings.rate)),
+			retryAt: now.Add(delay - p.settings.timeout),
+		}
+	}
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return &failure{reason: reasonTimeout, err: fmt.Errorf("waiting for mint_rate: %w", ctx.Err())}
+	}
+}
+
+// refreshKey reports whether there is another key now than the refused one. It
+// looks at what the placeholder gives: a rotated secret file needs no reload.
+func (p *pool) refreshKey(refused *credential) bool {
+	apiKey, err := resolveKey(p.settings.apiKey)
+	if err != nil {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	active := p.active.Load()
+	if active.credential.Load().apiKey != apiKey {
+		changed := newCredential(apiKey)
+		active.credential.Store(changed)
+		for _, t := range p.tenants {
+			t.credential.Store(changed)
+		}
+		p.backoff.forgetRefusals()
+	}
+	return apiKey != refused.apiKey
+}
+
+func (p *pool) credential() *credential { return p.active.Load().credential.Load() }
+
+func (p *pool) logger() *zap.Logger { return p.active.Load().logger }
+
+// logFailure tells the operator why tokens cannot be minted.
+func (p *pool) logFailure(f *failure) {
+	suppressed, ok := p.failureLog.open(f.reason, time.Now())
+	if !ok {
+		return
+	}
+	log := p.logger().Warn
+	if f.reason == reasonKeyRefused {
+		log = p.logger().Error
+	}
+	log("cannot mint a session token",
+		zap.String("reason", string(f.reason)),
+		zap.Error(f),
+		zap.Int("suppressed", suppressed))
+}

@@ -1,0 +1,174 @@
+package viewersession
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxTokenBytes is more than any header or cookie can carry through
+	// common app servers, and far more than the API's tokens have.
+	maxTokenBytes = 8 << 10
+
+	// renewalSpread is how far, as a share, the renewal point varies from one
+	// token to the next, so that tokens minted together are not renewed together.
+	renewalSpread = 0.1
+
+	// renewalRetry is how long a failed renewal rests before the next request
+	// for the token tries again.
+	renewalRetry = time.Second
+)
+
+// token is a minted session token with what decides on its use. But for the
+// atomics it never changes.
+type token struct {
+	key    string // the whole cache key; compared on every look-up
+	jwt    string
+	exp    int64         // Unix seconds; never handed out from then on
+	life   time.Duration // from minting to exp
+	asked  time.Duration // the ttl that was asked for
+	spread float64       // this token's factor on the renewal point
+
+	// renewAfter is when the next renewal may start, in Unix nanoseconds.
+	// One request moves it forward and becomes the one that renews.
+	renewAfter atomic.Int64
+
+	// failing is set when the latest attempt to replace the token failed:
+	// then nobody waits for another as long as this one is valid.
+	failing atomic.Bool
+}
+
+func newToken(key, jwt string, exp int64, asked time.Duration, now time.Time) *token {
+	return &token{
+		key:    key,
+		jwt:    jwt,
+		exp:    exp,
+		life:   time.Unix(exp, 0).Sub(now),
+		asked:  asked,
+		spread: 1 + renewalSpread*(2*rand.Float64()-1),
+	}
+}
+
+// freshness says what a token is good for at a moment.
+type freshness uint8
+
+const (
+	expired freshness = iota // never handed out
+	short                    // less than min_remaining left: only if none can be minted
+	due                      // handed out, and renewed in the background
+	fresh
+)
+
+// freshness compares wall-clock time, because exp is wall-clock time.
+func (t *token) freshness(now time.Time, minRemaining time.Duration) freshness {
+	if t == nil {
+		return expired
+	}
+	remaining := time.Duration(t.exp*int64(time.Second) - now.UnixNano())
+	if remaining <= 0 {
+		return expired
+	}
+	if t.life < t.asked {
+		// The API granted less than was asked for. Scaled to the lifetime,
+		// a short token does not turn every request into a mint.
+		minRemaining = time.Duration(float64(minRemaining) * float64(t.life) / float64(t.asked))
+	}
+	switch {
+	case remaining < minRemaining:
+		return short
+	case remaining <= time.Duration(float64(t.life+minRemaining)/2*t.spread):
+		return due
+	default:
+		return fresh
+	}
+}
+
+// claimRenewal reports whether the caller is the one to renew the token now.
+func (t *token) claimRenewal(now time.Time) bool {
+	after := t.renewAfter.Load()
+	return now.UnixNano() >= after &&
+		t.renewAfter.CompareAndSwap(after, now.Add(renewalRetry).UnixNano())
+}
+
+// readToken checks what the API sent as a session token and returns when it
+// expires. The signature cannot be checked here: only the API has the key.
+// exp is bounded by the one asked for; found is false if the token has none.
+func readToken(jwt string, a *ask, askedExp int64, now time.Time) (exp int64, found bool, err error) {
+	if len(jwt) > maxTokenBytes {
+		return 0, false, fmt.Errorf("the token has %d bytes, more than the %d that are accepted", len(jwt), maxTokenBytes)
+	}
+	parts := strings.Split(jwt, ".")
+	if len(parts) != 3 {
+		return 0, false, fmt.Errorf("the token has %d parts; a JWT has 3", len(parts))
+	}
+	for _, part := range parts {
+		if part == "" || strings.ContainsFunc(part, notBase64URL) {
+			return 0, false, errors.New("the token has an empty part or bytes that no JWT has")
+		}
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return 0, false, errors.New("the token's payload is not base64url")
+	}
+	// A map, since a struct would also take "EXP" for exp.
+	var claims map[string]json.RawMessage
+	if err := json.Unmarshal(payload, &claims); err != nil || claims == nil {
+		return 0, false, errors.New("the token's payload is not a JSON object")
+	}
+	if err := checkSubject(claims, a); err != nil {
+		return 0, false, err
+	}
+	raw := bytes.TrimSpace(claims["exp"])
+	if len(raw) == 0 || string(raw) == "null" {
+		return askedExp, false, nil
+	}
+	var seconds float64 // RFC 7519 allows fractions
+	if err := json.Unmarshal(raw, &seconds); err != nil {
+		return 0, false, errors.New("the token's exp is not a number")
+	}
+	if seconds <= float64(now.Unix()) {
+		return 0, false, fmt.Errorf("the token has expired already: its exp lies %.0f s before this machine's clock; check the clock", float64(now.Unix())-seconds)
+	}
+	return int64(min(seconds, float64(askedExp))), true, nil
+}
+
+// checkSubject refuses a token that names another document or user than the
+// one asked for. A cache or a proxy between here and the API that mixes up its
+// answers must not hand one user's token to another. What the token does not
+// say is not held against it.
+func checkSubject(claims map[string]json.RawMessage, a *ask) error {
+	documents := []map[string]json.RawMessage{claims}
+	var allowed []map[string]json.RawMessage
+	if json.Unmarshal(claims["allowed_documents"], &allowed) == nil {
+		documents = append(documents, allowed...)
+	}
+	for _, document := range documents {
+		if id := stringMember(document, "document_id"); id != "" && !strings.EqualFold(id, a.documentID) {
+			return errors.New("the token is for another document than the one asked for")
+		}
+	}
+	if id := stringMember(claims, "user_id"); id != "" && id != a.userID {
+		return errors.New("the token is for another user than the one asked for")
+	}
+	return nil
+}
+
+// stringMember returns a member of a JSON object if it is a string, or nothing.
+func stringMember(object map[string]json.RawMessage, name string) string {
+	var s string
+	if json.Unmarshal(object[name], &s) != nil {
+		return ""
+	}
+	return s
+}
+
+func notBase64URL(r rune) bool {
+	return r >= 0x80 || !isAlphanumeric(byte(r)) && r != '-' && r != '_'
+}
