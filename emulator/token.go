@@ -1,0 +1,124 @@
+package emulator
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// Refusals that the Web SDK knows by their text.
+const (
+	invalidToken = "Invalid token"
+	tokenExpired = "Token has expired"
+)
+
+var tokenHeader = base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`))
+
+// session is what a token grants.
+type session struct {
+	Expires   int64 `json:"exp"`
+	Documents []struct {
+		ID          string   `json:"document_id"`
+		Permissions []string `json:"document_permissions"`
+	} `json:"allowed_documents"`
+}
+
+// sign returns a JSON Web Token (HS256) with the claims.
+func (e *Emulator) sign(claims map[string]any) (string, error) {
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		return "", err
+	}
+	signed := tokenHeader + "." + base64.RawURLEncoding.EncodeToString(payload)
+	return signed + "." + base64.RawURLEncoding.EncodeToString(e.signature(signed)), nil
+}
+
+func (e *Emulator) signature(signed string) []byte {
+	mac := hmac.New(sha256.New, e.secret)
+	mac.Write([]byte(signed))
+	return mac.Sum(nil)
+}
+
+// verify returns what the token grants, or why it is refused.
+func (e *Emulator) verify(token string) (s session, refusal string) {
+	dot := strings.LastIndexByte(token, '.')
+	if dot < 0 {
+		return s, invalidToken
+	}
+	signed := token[:dot]
+	signature, err := base64.RawURLEncoding.DecodeString(token[dot+1:])
+	if err != nil || !hmac.Equal(signature, e.signature(signed)) {
+		return s, invalidToken
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(signed, tokenHeader+"."))
+	if err != nil || json.Unmarshal(payload, &s) != nil {
+		return s, invalidToken
+	}
+	if time.Now().Unix() >= s.Expires {
+		return s, tokenExpired
+	}
+	return s, ""
+}
+
+// serveAuth is the Web SDK's first call with a token.
+func (e *Emulator) serveAuth(w http.ResponseWriter, r *http.Request, document string) {
+	// The page is usually another origin than the API, and the SDK sends
+	// credentials: a wildcard would not be accepted by the browser.
+	w.Header().Add("Vary", "Origin")
+	if origin := r.Header.Get("Origin"); origin != "" {
+		w.Header().Set("Access-Control-Allow-Origin", origin)
+		w.Header().Set("Access-Control-Allow-Credentials", "true")
+	}
+	switch r.Method {
+	case http.MethodOptions:
+		w.Header().Set("Access-Control-Allow-Methods", http.MethodPost)
+		w.Header().Set("Access-Control-Allow-Headers",
+			"content-type, pspdfkit-platform, pspdfkit-version, x-pspdfkit-token, x-pspdfkit-image-token")
+		w.WriteHeader(http.StatusNoContent)
+		return
+	case http.MethodPost:
+	default:
+		methodNotAllowed("POST, OPTIONS").write(w)
+		return
+	}
+
+	permissions, refusal := e.authorize(http.MaxBytesReader(w, r.Body, maxBody), document)
+	if refusal != "" {
+		e.update(func(s *Stats) { s.AuthsRefused++ })
+		answer{http.StatusForbidden, http.Header{"Content-Type": {"text/plain; charset=utf-8"}}, []byte(refusal)}.write(w)
+		return
+	}
+	e.update(func(s *Stats) { s.Auths++ })
+	jsonAnswer(http.StatusOK, map[string]any{"token": rand.Text(), "permissions": permissions}).write(w)
+}
+
+// authorize reads {"jwt": "..."} and returns what its session may do with the
+// document, or why it is refused.
+func (e *Emulator) authorize(body io.Reader, document string) (permissions []string, refusal string) {
+	var login struct {
+		JWT string `json:"jwt"`
+	}
+	if decodeOne(json.NewDecoder(body), &login) != nil {
+		return nil, invalidToken
+	}
+	s, refusal := e.verify(login.JWT)
+	if refusal != "" {
+		return nil, refusal
+	}
+	for _, allowed := range s.Documents {
+		if allowed.ID != document {
+			continue
+		}
+		if allowed.Permissions == nil {
+			return []string{"read", "write", "download"}, ""
+		}
+		return allowed.Permissions, ""
+	}
+	return nil, invalidToken
+}
