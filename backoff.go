@@ -133,7 +133,9 @@ func (b *backoff) reset() {
 
 // hold opens the back-off or prolongs it, and returns what to answer meanwhile.
 func (b *backoff) hold(a admission, f *failure, now time.Time) *failure {
-	b.lastFailed = a.key
+	if f.reason != reasonThrottled {
+		b.lastFailed = a.key
+	}
 	b.delay = min(max(2*b.delay, firstDelay), maxDelay)
 	until := f.retryAt
 	if until.IsZero() {

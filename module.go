@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"net/http"
 	"net/netip"
 	"net/textproto"
@@ -17,6 +16,7 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
+	"golang.org/x/time/rate"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -604,7 +604,7 @@ func (m *MintRate) limits() (perSecond float64, burst int, err error) {
 		if m.Rate != 0 || m.Burst != 0 {
 			return 0, 0, errors.New("mint_rate: off stands alone, without a rate")
 		}
-		return math.Inf(1), 0, nil
+		return float64(rate.Inf), 0, nil
 	}
 	if !(m.Rate > 0) || m.Rate > 1e6 {
 		return 0, 0, fmt.Errorf("mint_rate %v: write how many tokens may be minted per second, up to 1000000, or off", m.Rate)

@@ -1,0 +1,147 @@
+package viewersession
+
+import (
+	"fmt"
+	"hash/maphash"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func newTestCache(t *testing.T, size int64) *tokenCache {
+	t.Helper()
+	c, err := newTokenCache(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.close)
+	return c
+}
+
+func cachedToken(key string) *token {
+	now := time.Now()
+	return newToken(key, strings.Repeat("t", 900), now.Add(time.Hour).Unix(), time.Hour, now)
+}
+
+func TestCacheIsVisibleAtOnce(t *testing.T) {
+	c := newTestCache(t, DefaultCacheSize)
+	for i := range 1000 {
+		key := fmt.Sprint("key", i)
+		first, second := cachedToken(key), cachedToken(key)
+		c.put(first, time.Now())
+		if c.get([]byte(key)) != first {
+			t.Fatalf("token %d is not there right after it was stored", i)
+		}
+		c.put(second, time.Now())
+		if c.get([]byte(key)) != second {
+			t.Fatalf("token %d was not replaced", i)
+		}
+	}
+}
+
+func TestCacheComparesTheWholeKey(t *testing.T) {
+	c := newTestCache(t, DefaultCacheSize)
+	// As if the two keys had the same hash, which is all that ristretto knows.
+	other := cachedToken("somebody else")
+	c.main.Set(maphash.String(c.seed, "me"), other, other.cost())
+	c.main.Wait()
+	if got, _ := c.main.Get(maphash.String(c.seed, "me")); got != other {
+		t.Fatal("the collision did not come about")
+	}
+	if c.get([]byte("me")) != nil {
+		t.Fatal("somebody else's token")
+	}
+	mine := cachedToken("me")
+	c.put(mine, time.Now())
+	if c.get([]byte("me")) != mine {
+		t.Error("after a collision, my own token is not found")
+	}
+}
+
+// A full cache with hot residents turns new keys away while Set returns true.
+func TestRejectedTokensAreKeptForAWhile(t *testing.T) {
+	c := newTestCache(t, minCacheSize)
+	resident := cachedToken("resident")
+	c.put(resident, time.Now())
+	c.main.UpdateMaxCost(1) // from now on ristretto rejects every new key
+	for i := range 1000 {
+		key := fmt.Append(nil, "new", i)
+		tok := cachedToken(string(key))
+		c.put(tok, time.Now())
+		if stored, _ := c.main.Get(maphash.Bytes(c.seed, key)); stored != nil {
+			t.Fatal("it was not rejected, so nothing is tested")
+		}
+		if c.get(key) != tok {
+			t.Fatalf("token %d was lost at once", i)
+		}
+	}
+	if c.recent.bytes > c.recent.maxBytes || c.recent.bytes < c.recent.maxBytes/2 {
+		t.Errorf("%d bytes of rejected tokens in a room of %d", c.recent.bytes, c.recent.maxBytes)
+	}
+	if c.get([]byte("new999")) == nil || c.get([]byte("new0")) != nil {
+		t.Error("it is not the oldest that gave way")
+	}
+	// Once ristretto takes it, it stands in one place only.
+	c.main.UpdateMaxCost(minCacheSize)
+	c.put(cachedToken("new999"), time.Now())
+	if c.recent.get([]byte("new999")) != nil {
+		t.Error("the token stands in both places")
+	}
+}
+
+func TestCacheIsBounded(t *testing.T) {
+	c := newTestCache(t, minCacheSize)
+	for i := range 20_000 {
+		c.put(cachedToken(fmt.Sprint("key", i)), time.Now())
+	}
+	var bytes int64
+	c.main.IterValues(func(tok *token) bool {
+		bytes += tok.cost()
+		return false
+	})
+	if total := bytes + c.recent.bytes; total > minCacheSize {
+		t.Errorf("%d bytes, more than %d", total, minCacheSize)
+	}
+	if bytes < minCacheSize/2 {
+		t.Errorf("only %d bytes are used", bytes)
+	}
+	if got, want := int64(len(c.recent.tokens)), c.recent.count.Load(); got != want || c.recent.order.Len() != int(want) {
+		t.Errorf("%d recent tokens, %d counted, %d in order", got, want, c.recent.order.Len())
+	}
+}
+
+func TestExpiredTokensAreNotStored(t *testing.T) {
+	c := newTestCache(t, minCacheSize)
+	now := time.Now()
+	// A ttl of zero would mean forever to ristretto.
+	c.put(newToken("key", "jwt", now.Unix(), time.Hour, now.Add(-time.Hour)), time.Unix(now.Unix(), 0))
+	if c.get([]byte("key")) != nil {
+		t.Error("an expired token was stored")
+	}
+}
+
+func TestCacheMayBeUsedWhileItCloses(t *testing.T) {
+	for range 20 {
+		c := newTestCache(t, minCacheSize)
+		c.put(cachedToken("key"), time.Now())
+		start := make(chan struct{})
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				<-start
+				for j := range 200 {
+					c.get([]byte("key"))
+					c.put(cachedToken(fmt.Sprint(i, j)), time.Now())
+				}
+			})
+		}
+		wg.Go(func() { <-start; c.close() })
+		wg.Go(func() { <-start; c.close() })
+		close(start)
+		wg.Wait()
+		if c.get([]byte("key")) != nil {
+			t.Fatal("a closed cache still finds tokens")
+		}
+	}
+}

@@ -1,0 +1,826 @@
+package viewersession
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// fakeAPI is a transport that answers as the API does, without a network, so
+// that it can run under a fake clock.
+type fakeAPI struct {
+	mu     sync.Mutex
+	mints  int
+	asked  []mintRequest
+	answer func(mintRequest) (*http.Response, error) // nil: a token as asked for
+	delay  time.Duration
+}
+
+type mintRequest struct {
+	ctx  context.Context
+	key  string
+	doc  string
+	user string
+	exp  int64
+}
+
+func (f *fakeAPI) RoundTrip(r *http.Request) (*http.Response, error) {
+	var body struct {
+		AllowedDocuments []struct {
+			DocumentID string `json:"document_id"`
+		} `json:"allowed_documents"`
+		Exp    int64  `json:"exp"`
+		UserID string `json:"user_id"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		return nil, err
+	}
+	asked := mintRequest{
+		ctx: r.Context(), key: r.Header.Get("Authorization"),
+		doc: body.AllowedDocuments[0].DocumentID, user: body.UserID, exp: body.Exp,
+	}
+	f.mu.Lock()
+	f.mints++
+	serial := f.mints
+	f.asked = append(f.asked, asked)
+	answer, delay := f.answer, f.delay
+	f.mu.Unlock()
+	if delay > 0 {
+		select {
+		case <-time.After(delay):
+		case <-r.Context().Done():
+			return nil, r.Context().Err()
+		}
+	}
+	if answer != nil {
+		return answer(asked)
+	}
+	return respond(r, 201, fmt.Sprintf(`{"jwt":%q}`, signed(serial, asked.exp))), nil
+}
+
+func respond(r *http.Request, status int, body string) *http.Response {
+	return &http.Response{StatusCode: status, Header: make(http.Header), Body: io.NopCloser(bytes.NewBufferString(body)), Request: r}
+}
+
+// signed returns a token that differs by serial.
+func signed(serial int, exp int64) string {
+	return testJWT(map[string]any{"exp": exp, "jti": serial})
+}
+
+func (f *fakeAPI) set(answer func(mintRequest) (*http.Response, error)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.answer = answer
+}
+
+func (f *fakeAPI) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mints
+}
+
+func (f *fakeAPI) keys() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var keys []string
+	for _, a := range f.asked {
+		keys = append(keys, a.key)
+	}
+	return keys
+}
+
+var testEndpoint = &url.URL{Scheme: "https", Host: "api.example.com", Path: "/viewer/sessions"}
+
+// failing answers with a status and body.
+func failing(status int, header ...string) func(mintRequest) (*http.Response, error) {
+	return func(mintRequest) (*http.Response, error) {
+		resp := respond(&http.Request{URL: testEndpoint}, status, `{}`)
+		for i := 0; i+1 < len(header); i += 2 {
+			resp.Header.Set(header[i], header[i+1])
+		}
+		return resp, nil
+	}
+}
+
+func refusing(mintRequest) (*http.Response, error) {
+	return nil, reverseproxy.NewDialError(&net.OpError{Op: "dial", Err: errors.New("connection refused")})
+}
+
+func hanging(r mintRequest) (*http.Response, error) {
+	<-r.ctx.Done()
+	return nil, r.ctx.Err()
+}
+
+// poolTest is a pool with one tenant, in a bubble with a fake clock.
+type poolTest struct {
+	*pool
+	t      *testing.T
+	api    *fakeAPI
+	tenant *tenant
+}
+
+func testSettings(t *testing.T) poolSettings {
+	return poolSettings{
+		endpoint: testEndpoint.String() + "?" + t.Name(), apiKey: DefaultAPIKey, timeout: DefaultTimeout,
+		rate: DefaultMintRate, burst: DefaultMintBurst, cacheSize: minCacheSize,
+	}
+}
+
+func withPool(t *testing.T, change func(*poolSettings), test func(*testing.T, *poolTest)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		settings := testSettings(t)
+		if change != nil {
+			change(&settings)
+		}
+		api := new(fakeAPI)
+		tenant := newTenant(api, zap.NewNop(), "pdf_live_test")
+		p, err := joinPool(settings, testEndpoint, tenant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pt := &poolTest{pool: p, t: t, api: api, tenant: tenant}
+		defer func() {
+			if err := p.leave(pt.tenant); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+		}()
+		test(t, pt)
+	})
+}
+
+func testAsk(document string) *ask {
+	return &ask{documentID: document, permissions: []string{"read"}, ttl: time.Hour, minRemaining: 15 * time.Minute}
+}
+
+// want gets a token for document and checks where it came from.
+func (p *poolTest) want(document string, want result) *token {
+	p.t.Helper()
+	tok, got, f := p.get(p.t.Context(), testAsk(document))
+	if f != nil {
+		p.t.Fatalf("%s: no token: %v", document, f)
+	}
+	if got != want {
+		p.t.Fatalf("%s: result %s, want %s", document, got, want)
+	}
+	synctest.Wait() // background renewals
+	return tok
+}
+
+// wantFailure gets none, for this reason.
+func (p *poolTest) wantFailure(document string, want reason) *failure {
+	p.t.Helper()
+	tok, _, f := p.get(p.t.Context(), testAsk(document))
+	if f == nil {
+		p.t.Fatalf("%s: a token that expires at %d, want failure %s", document, tok.exp, want)
+	}
+	if f.reason != want {
+		p.t.Fatalf("%s: failure %s (%v), want %s", document, f.reason, f, want)
+	}
+	return f
+}
+
+func (p *poolTest) wantMints(want int) {
+	p.t.Helper()
+	if got := p.api.count(); got != want {
+		p.t.Fatalf("%d mints, want %d", got, want)
+	}
+}
+
+func TestOneMintHoweverManyAskAtOnce(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.delay = 300 * time.Millisecond
+		var minted, shared atomic.Int32
+		jwts := make([]string, 200)
+		var wg sync.WaitGroup
+		for i := range jwts {
+			wg.Go(func() {
+				tok, result, f := p.get(t.Context(), testAsk("cold"))
+				if f != nil {
+					t.Error(f)
+					return
+				}
+				jwts[i] = tok.jwt
+				switch result {
+				case resultMinted:
+					minted.Add(1)
+				case resultShared:
+					shared.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		p.wantMints(1)
+		if minted.Load() != 1 || shared.Load() != 199 {
+			t.Errorf("%d minted and %d shared, want 1 and 199", minted.Load(), shared.Load())
+		}
+		for i, jwt := range jwts {
+			if jwt != jwts[0] {
+				t.Fatalf("request %d got another token", i)
+			}
+		}
+		p.want("cold", resultHit)
+		p.want("other", resultMinted)
+		p.wantMints(2)
+	})
+}
+
+func TestLeaderThatHangsUpHarmsNobody(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.delay = time.Second
+		ctx, hangUp := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			_, _, f := p.get(ctx, testAsk("doc"))
+			if f == nil || f.reason != reasonClientGone || f.status() != 499 {
+				t.Errorf("the leader got %v, want client_gone", f)
+			}
+		})
+		synctest.Wait()
+		for range 50 {
+			wg.Go(func() {
+				if _, result, f := p.get(t.Context(), testAsk("doc")); f != nil || result != resultShared {
+					t.Errorf("a follower got %v, %v", result, f)
+				}
+			})
+		}
+		synctest.Wait()
+		hangUp()
+		wg.Wait()
+		p.wantMints(1)
+	})
+}
+
+func TestTokenThroughItsLife(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		first := p.want("doc", resultMinted)
+		// ttl 1h, min_remaining 15m: renewal from 37.5m of remaining life on,
+		// a tenth either way: after 18.75m to 26.25m.
+		time.Sleep(18 * time.Minute)
+		p.want("doc", resultHit)
+		p.wantMints(1)
+		time.Sleep(9 * time.Minute)
+		if tok := p.want("doc", resultRenewing); tok != first {
+			t.Error("a request waited for the renewal of a token that is good")
+		}
+		p.wantMints(2)
+		if tok := p.want("doc", resultHit); tok == first {
+			t.Error("the renewed token is not used")
+		}
+		// Nobody asks for the renewal; then less than min_remaining is left.
+		time.Sleep(46 * time.Minute)
+		if tok := p.want("doc", resultMinted); time.Until(time.Unix(tok.exp, 0)) < 59*time.Minute {
+			t.Error("a token with less than min_remaining was handed out although one could be minted")
+		}
+		p.wantMints(3)
+	})
+}
+
+func TestValidTokenOutlivesAnOutage(t *testing.T) {
+	for name, outage := range map[string]func(mintRequest) (*http.Response, error){
+		"refused": refusing, "5xx": failing(500), "hangs": hanging, "key refused": failing(403), "rejected": failing(404),
+		"throttled": failing(429, "Retry-After", "60"), "rubbish": func(mintRequest) (*http.Response, error) {
+			return respond(&http.Request{URL: testEndpoint}, 200, "<html>"), nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withPool(t, nil, func(t *testing.T, p *poolTest) {
+				first := p.want("doc", resultMinted)
+				p.api.set(outage)
+				waited := 0
+				for range 59 {
+					time.Sleep(time.Minute)
+					start := time.Now()
+					tok, _, f := p.get(t.Context(), testAsk("doc"))
+					if f != nil || tok != first {
+						t.Fatalf("after %s: %v", time.Since(start), f)
+					}
+					if time.Since(start) > 0 {
+						waited++
+					}
+				}
+				if waited > 0 {
+					t.Errorf("%d requests with a valid token waited for the API", waited)
+				}
+				time.Sleep(time.Minute) // exp is now
+				if tok, _, f := p.get(t.Context(), testAsk("doc")); f == nil {
+					t.Fatalf("a token that expired %s ago was handed out", time.Since(time.Unix(tok.exp, 0)))
+				}
+				p.api.set(nil)
+				time.Sleep(time.Minute)
+				p.want("doc", resultMinted)
+				p.want("doc", resultHit)
+			})
+		})
+	}
+}
+
+func TestStaleTokenWhenTheMintFails(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		first := p.want("doc", resultMinted)
+		time.Sleep(50 * time.Minute)
+		p.api.set(refusing)
+		if tok := p.want("doc", resultStale); tok != first {
+			t.Error("not the cached token")
+		}
+	})
+}
+
+func TestColdDocumentFails(t *testing.T) {
+	for name, tc := range map[string]struct {
+		answer func(mintRequest) (*http.Response, error)
+		reason reason
+		status int
+		after  time.Duration
+	}{
+		"refused":   {refusing, reasonUnavailable, 502, 0},
+		"hangs":     {hanging, reasonTimeout, 504, DefaultTimeout},
+		"500":       {failing(500), reasonUnavailable, 502, 0},
+		"503":       {failing(503), reasonUnavailable, 502, 0},
+		"503 later": {failing(503, "Retry-After", "7"), reasonThrottled, 503, 0},
+		"429":       {failing(429), reasonThrottled, 503, 0},
+		"401":       {failing(401), reasonKeyRefused, 502, 0},
+		"403":       {failing(403), reasonKeyRefused, 502, 0},
+		"400":       {failing(400), reasonRejected, 502, 0},
+		"422":       {failing(422), reasonRejected, 502, 0},
+		"404":       {failing(404), reasonRejected, 502, 0},
+		"307":       {failing(307, "Location", "https://elsewhere.example.com/"), reasonUnavailable, 502, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withPool(t, nil, func(t *testing.T, p *poolTest) {
+				p.api.set(tc.answer)
+				start := time.Now()
+				f := p.wantFailure("doc", tc.reason)
+				if f.status() != tc.status {
+					t.Errorf("status %d, want %d", f.status(), tc.status)
+				}
+				if got := time.Since(start); got != tc.after {
+					t.Errorf("it took %s, want %s", got, tc.after)
+				}
+				if f.status() == 503 && !f.retryAt.After(time.Now()) {
+					t.Error("503 without a time to retry at")
+				}
+				p.api.set(nil)
+				time.Sleep(11 * time.Second)
+				p.want("doc", resultMinted)
+			})
+		})
+	}
+}
+
+func TestOnlyWhatWasNotSentIsRetried(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.set(refusing)
+		p.wantFailure("unsent", reasonUnavailable)
+		p.wantMints(2)
+		p.api.set(func(mintRequest) (*http.Response, error) { return nil, io.ErrUnexpectedEOF })
+		p.wantFailure("sent", reasonUnavailable)
+		p.wantMints(3)
+	})
+}
+
+func TestOneBadDocumentHoldsUpNobody(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.set(func(r mintRequest) (*http.Response, error) {
+			if r.doc == "bad" {
+				return failing(500)(r)
+			}
+			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(1, r.exp))), nil
+		})
+		for i := range 100 {
+			p.wantFailure("bad", reasonUnavailable)
+			p.want(fmt.Sprintf("good%d", i), resultMinted)
+			time.Sleep(2 * time.Second)
+		}
+		// Not even where nobody else was there in between.
+		for range 100 {
+			p.wantFailure("bad", reasonUnavailable)
+			time.Sleep(2 * time.Second)
+		}
+		p.want("last", resultMinted)
+	})
+}
+
+func TestBadProbeDoesNotStandForAll(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.set(refusing)
+		for i := range 10 {
+			p.wantFailure(fmt.Sprint("down", i), reasonUnavailable)
+		}
+		p.api.set(func(r mintRequest) (*http.Response, error) {
+			if r.doc == "bad" {
+				return failing(500)(r)
+			}
+			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(1, r.exp))), nil
+		})
+		// The bad document always asks first.
+		deadline := time.Now().Add(time.Minute)
+		for time.Now().Before(deadline) {
+			p.wantFailure("bad", reasonUnavailable)
+			if _, _, f := p.get(t.Context(), testAsk("good")); f == nil {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		t.Error("within a minute, no other document got through")
+	})
+}
+
+func TestBackoffBoundsCallsAndEndsByItself(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.set(failing(500))
+		const requests = 6000
+		for i := range requests {
+			p.wantFailure(fmt.Sprint("doc", i), reasonUnavailable)
+			time.Sleep(100 * time.Millisecond)
+		}
+		// Ten minutes, with a delay of at most 10 s and at least half of it.
+		if got := p.api.count(); got < 600/10 || got > 600/5+20 {
+			t.Errorf("%d mints were tried in ten minutes of outage", got)
+		}
+		p.api.set(nil)
+		start := time.Now()
+		for i := 0; ; i++ {
+			if _, _, f := p.get(t.Context(), testAsk(fmt.Sprint("back", i))); f == nil {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if took := time.Since(start); took > maxDelay {
+			t.Errorf("it took %s to notice that the API is back", took)
+		}
+		for i := range 50 {
+			p.want(fmt.Sprint("all", i), resultMinted)
+		}
+	})
+}
+
+func TestRetryAfterIsKept(t *testing.T) {
+	for name, tc := range map[string]struct {
+		value     string
+		held, end time.Duration
+	}{
+		"seconds":  {"120", 119 * time.Second, 121 * time.Second},
+		"a year":   {"31536000", 299 * time.Second, 301 * time.Second},
+		"huge":     {"18446744073709551615", 299 * time.Second, 301 * time.Second},
+		"nonsense": {"soon", 200 * time.Millisecond, maxDelay},
+		"negative": {"-5", 200 * time.Millisecond, maxDelay},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withPool(t, nil, func(t *testing.T, p *poolTest) {
+				p.api.set(failing(429, "Retry-After", tc.value))
+				p.wantFailure("doc", reasonThrottled)
+				p.api.set(nil)
+				start := time.Now()
+				for time.Since(start) < tc.held {
+					f := p.wantFailure("doc", reasonThrottled)
+					if until := time.Until(f.retryAt); until <= 0 || until > maxRetryAfter {
+						t.Fatalf("retry in %s", until)
+					}
+					p.wantFailure("other", reasonThrottled)
+					time.Sleep(100 * time.Millisecond)
+				}
+				p.wantMints(1)
+				time.Sleep(tc.end - tc.held)
+				p.want("doc", resultMinted)
+			})
+		})
+	}
+}
+
+func TestPermanentRefusalIsRememberedForSeconds(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.set(failing(422))
+		for range 10 {
+			p.wantFailure("doc", reasonRejected)
+			time.Sleep(100 * time.Millisecond)
+		}
+		p.wantMints(1)
+		time.Sleep(refusalMemory)
+		p.wantFailure("doc", reasonRejected)
+		p.wantMints(2)
+	})
+}
+
+func TestRefusalsBySomeStrangersIDsOpenNoBackoff(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.set(failing(400))
+		for i := range 100 {
+			p.wantFailure(fmt.Sprint("made-up", i), reasonRejected)
+		}
+		p.api.set(nil)
+		p.want("real", resultMinted)
+	})
+}
+
+func TestRotatedKeyNeedsNoReload(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key")
+	write := func(key string) {
+		if err := os.WriteFile(file, []byte(key+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("pdf_live_test")
+	accepted := new(atomic.Value)
+	accepted.Store("Bearer pdf_live_test")
+	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
+		p.api.set(func(r mintRequest) (*http.Response, error) {
+			if r.key != accepted.Load() {
+				return failing(401)(r)
+			}
+			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(1, r.exp))), nil
+		})
+		old := p.want("doc", resultMinted)
+
+		// The file changes first, then the API refuses the old key: the one
+		// mint that finds out is sent again with the new key.
+		write("pdf_live_test2")
+		accepted.Store("Bearer pdf_live_test2")
+		p.want("doc", resultHit) // nobody has noticed yet
+		p.want("cold", resultMinted)
+		p.wantMints(3)
+		if tok := p.want("doc", resultMinted); tok.key == old.key {
+			t.Error("a token of the old key's account was used under the new key")
+		}
+
+		// The API refuses the key first. It is held back; as soon as the
+		// file has changed, the next request gets through at once.
+		accepted.Store("Bearer pdf_live_test3")
+		for i := range 5 {
+			p.wantFailure(fmt.Sprint("cold", i), reasonKeyRefused)
+		}
+		if !p.backoff.holding() {
+			t.Error("a refused key opens no back-off")
+		}
+		mints := p.api.count()
+		p.wantFailure("held", reasonKeyRefused)
+		p.wantMints(mints)
+		write("pdf_live_test3")
+		p.want("held", resultMinted)
+		p.want("cold0", resultMinted)
+		if keys := p.api.keys(); keys[len(keys)-1] != "Bearer pdf_live_test3" {
+			t.Errorf("the last mint used the key %q", keys[len(keys)-1])
+		}
+	})
+}
+
+func TestMintRate(t *testing.T) {
+	settings := func(s *poolSettings) { s.rate, s.burst, s.timeout = 10, 5, 2*time.Second }
+	t.Run("queues within the timeout, then 503", func(t *testing.T) {
+		withPool(t, settings, func(t *testing.T, p *poolTest) {
+			var served, limited atomic.Int32
+			var latest atomic.Int64
+			start := time.Now()
+			var wg sync.WaitGroup
+			for i := range 100 {
+				wg.Go(func() {
+					_, _, f := p.get(t.Context(), testAsk(fmt.Sprint("doc", i)))
+					if f == nil {
+						served.Add(1)
+						if took := int64(time.Since(start)); took > latest.Load() {
+							latest.Store(took)
+						}
+						return
+					}
+					limited.Add(1)
+					if f.reason != reasonRateLimited || f.status() != 503 || !f.retryAt.After(start) {
+						t.Errorf("%s %d retry at %s", f.reason, f.status(), f.retryAt)
+					}
+					if took := time.Since(start); took > 0 {
+						t.Errorf("a request that cannot be served waited %s for its 503", took)
+					}
+				})
+			}
+			wg.Wait()
+			// 5 at once and 10 a second for 2 seconds.
+			if got := served.Load(); got != 25 {
+				t.Errorf("%d served, want 25", got)
+			}
+			if got := time.Duration(latest.Load()); got > 2*time.Second {
+				t.Errorf("the last was served after %s", got)
+			}
+			p.wantMints(25)
+			time.Sleep(2 * time.Second)
+			p.want("later", resultMinted)
+		})
+	})
+	t.Run("renewals count and give way", func(t *testing.T) {
+		withPool(t, settings, func(t *testing.T, p *poolTest) {
+			p.want("doc", resultMinted)
+			time.Sleep(30 * time.Minute)
+			var wg sync.WaitGroup
+			for i := range 10 {
+				wg.Go(func() { _, _, _ = p.get(t.Context(), testAsk(fmt.Sprint("cold", i))) })
+			}
+			synctest.Wait() // five minted, five wait
+			p.wantMints(6)
+			p.want("doc", resultRenewing)
+			p.wantMints(6)
+			wg.Wait()
+			p.wantMints(11)
+			time.Sleep(2 * time.Second)
+			p.want("doc", resultRenewing)
+			p.wantMints(12)
+			p.want("doc", resultHit)
+		})
+	})
+	t.Run("a valid token is not refused for the rate", func(t *testing.T) {
+		withPool(t, settings, func(t *testing.T, p *poolTest) {
+			p.want("doc", resultMinted)
+			time.Sleep(50 * time.Minute)
+			for i := range 100 {
+				go func() { _, _, _ = p.get(t.Context(), testAsk(fmt.Sprint("cold", i))) }()
+			}
+			synctest.Wait()
+			p.want("doc", resultStale)
+			time.Sleep(5 * time.Second)
+		})
+	})
+	t.Run("off", func(t *testing.T) {
+		withPool(t, func(s *poolSettings) { s.rate, s.burst, _ = (&MintRate{Off: true}).limits() }, func(t *testing.T, p *poolTest) {
+			for i := range 5000 {
+				p.want(fmt.Sprint("doc", i), resultMinted)
+			}
+		})
+	})
+}
+
+func TestRenewalIsTriedOnceASecond(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.want("doc", resultMinted)
+		time.Sleep(30 * time.Minute)
+		p.api.set(failing(422))
+		for range 100 {
+			p.want("doc", resultRenewing)
+			time.Sleep(10 * time.Millisecond)
+		}
+		p.wantMints(2)
+	})
+}
+
+func TestShortGrantDoesNotMintEveryTime(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		// One minute where an hour was asked for: min_remaining is 15 s then.
+		p.api.set(func(r mintRequest) (*http.Response, error) {
+			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(int(r.exp), time.Now().Unix()+60))), nil
+		})
+		for range 600 {
+			tok, _, f := p.get(t.Context(), testAsk("doc"))
+			if f != nil {
+				t.Fatal(f)
+			}
+			if left := time.Until(time.Unix(tok.exp, 0)); left < 15*time.Second {
+				t.Fatalf("a token with %s left", left)
+			}
+			time.Sleep(time.Second)
+		}
+		// Renewed after 18.75 s to 26.25 s, so 23 to 33 times in ten minutes.
+		if got := p.api.count(); got < 20 || got > 35 {
+			t.Errorf("%d mints in ten minutes", got)
+		}
+	})
+}
+
+func TestPanicInTheTransportIsAFailure(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.set(func(mintRequest) (*http.Response, error) { panic("boom") })
+		p.wantFailure("doc", reasonUnavailable)
+		p.api.set(nil)
+		time.Sleep(2 * time.Second)
+		p.want("doc", resultMinted)
+	})
+}
+
+// A mint must see nothing of the request that led to it: Caddy's transport
+// takes dial addresses from the request's variables, and would carry the key
+// to wherever forward_auth went before.
+func TestMintInheritsNothingFromTheRequest(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		type own struct{}
+		ctx := context.WithValue(t.Context(), own{}, "whatever another handler left")
+		ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{"reverse_proxy.dial_info": reverseproxy.DialInfo{}})
+		ctx = context.WithValue(ctx, caddyhttp.OriginalRequestCtxKey, http.Request{})
+		requestReplacer := caddy.NewReplacer()
+		ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, requestReplacer)
+		if _, _, f := p.get(ctx, testAsk("doc")); f != nil {
+			t.Fatal(f)
+		}
+		got := p.api.asked[0].ctx
+		for _, key := range []any{own{}, caddyhttp.VarsCtxKey, caddyhttp.OriginalRequestCtxKey} {
+			if value := got.Value(key); value != nil {
+				t.Errorf("the mint's context holds %v of the request", key)
+			}
+		}
+		if repl, ok := got.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); !ok || repl == requestReplacer {
+			t.Error("the mint's context needs a replacer of its own")
+		}
+		if deadline, ok := got.Deadline(); !ok || time.Until(deadline) > DefaultTimeout {
+			t.Error("the mint has no deadline")
+		}
+	})
+}
+
+func TestReloadKeepsTokensAndMintsUnderWay(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		kept := p.want("kept", resultMinted)
+		p.api.delay = 2 * time.Second
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, _, f := p.get(t.Context(), testAsk("under way")); f != nil {
+				t.Error(f)
+			}
+		})
+		synctest.Wait()
+		p.wantMints(2)
+
+		newAPI := new(fakeAPI)
+		next := newTenant(newAPI, zap.NewNop(), "pdf_live_test")
+		if same, err := joinPool(testSettings(t), testEndpoint, next); err != nil || same != p.pool {
+			t.Fatalf("the new config got another pool (%v)", err)
+		}
+		if err := p.leave(p.tenant); err != nil {
+			t.Fatal(err)
+		}
+		p.tenant = next
+		wg.Wait()
+		if tok := p.want("kept", resultHit); tok != kept {
+			t.Error("the reload lost a token")
+		}
+		p.want("under way", resultHit)
+		p.wantMints(2)
+		p.want("new", resultMinted)
+		p.wantMints(2)
+		if newAPI.count() != 1 {
+			t.Error("the old config's transport is still in use")
+		}
+	})
+}
+
+func TestRefusedReloadChangesNothing(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.want("kept", resultMinted)
+		refused := new(fakeAPI)
+		next := newTenant(refused, zap.NewNop(), "pdf_live_other")
+		if _, err := joinPool(testSettings(t), testEndpoint, next); err != nil {
+			t.Fatal(err)
+		}
+		p.want("meanwhile", resultMinted)
+		if err := p.leave(next); err != nil {
+			t.Fatal(err)
+		}
+		p.want("kept", resultHit)
+		p.want("after", resultMinted)
+		p.wantMints(3)
+		if refused.count() != 0 {
+			t.Error("a config that was refused has been asked")
+		}
+	})
+}
+
+func TestRequestsOutliveThePool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := &fakeAPI{delay: time.Second}
+		tenant := newTenant(api, zap.NewNop(), "pdf_live_test")
+		p, err := joinPool(testSettings(t), testEndpoint, tenant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, _, f := p.get(t.Context(), testAsk("under way")); f != nil {
+				t.Errorf("a mint under way was lost: %v", f)
+			}
+		})
+		synctest.Wait()
+		if err := p.leave(tenant); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		if _, _, f := p.get(t.Context(), testAsk("late")); f != nil {
+			t.Errorf("a request of the old config that came late: %v", f)
+		}
+		if _, exists := pools.References(testSettings(t)); exists {
+			t.Error("the pool is still there")
+		}
+	})
+}
