@@ -3,6 +3,8 @@ package viewersession
 import (
 	"encoding/base64"
 	"encoding/json"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
 // testJWT returns a token with these claims. Nobody here can check its signature.
@@ -13,4 +15,10 @@ func testJWT(claims map[string]any) string {
 	}
 	encode := base64.RawURLEncoding.EncodeToString
 	return encode([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + encode(payload) + "." + encode([]byte("signature"))
+}
+
+// parseTestHandler parses a viewer_session directive.
+func parseTestHandler(text string) (*Handler, error) {
+	h := new(Handler)
+	return h, h.UnmarshalCaddyfile(caddyfile.NewTestDispenser(text))
 }

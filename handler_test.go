@@ -1,0 +1,625 @@
+package viewersession
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// newTestHandler returns a handler as Provision makes it, with a fake API.
+func newTestHandler(t *testing.T, api *fakeAPI, caddyfile string) *Handler {
+	t.Helper()
+	h, err := parseTestHandler(caddyfile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.logger = zap.NewNop()
+	h.tenant = newTenant(api, zap.NewNop(), "pdf_live_test")
+	if h.pool, err = joinPool(testSettings(t), testEndpoint, h.tenant); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Cleanup(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+const oneRoute = `viewer_session {
+	document_path /documents/:id
+}`
+
+// newRequest returns a request as Caddy prepares it for its handlers.
+func newRequest(method, target string, header ...string) (*http.Request, *httptest.ResponseRecorder) {
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest(method, target, nil)
+	for i := 0; i+1 < len(header); i += 2 {
+		r.Header[header[i]] = append(r.Header[header[i]], header[i+1])
+	}
+	return caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, nil), w
+}
+
+// app is the next handler: it keeps what it saw.
+type app struct {
+	calls  int
+	header http.Header
+	do     func(http.ResponseWriter, *http.Request) error
+}
+
+func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) error {
+	a.calls++
+	a.header = r.Header.Clone()
+	if a.do != nil {
+		return a.do(w, r)
+	}
+	_, err := io.WriteString(w, "page")
+	return err
+}
+
+func placeholder(r *http.Request, name string) string {
+	s, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).GetString("http.viewer_session." + name)
+	return s
+}
+
+func TestTokenReachesTheApp(t *testing.T) {
+	h := newTestHandler(t, new(fakeAPI), oneRoute)
+	var jwts []string
+	for i, want := range []result{resultMinted, resultHit} {
+		next := new(app)
+		r, w := newRequest("GET", "/documents/doc1")
+		if err := h.ServeHTTP(w, r, next); err != nil {
+			t.Fatal(err)
+		}
+		if got := next.header[DefaultRequestHeader]; len(got) != 1 || strings.Count(got[0], ".") != 2 {
+			t.Fatalf("request %d: the app saw %q", i, got)
+		}
+		jwts = append(jwts, next.header.Get(DefaultRequestHeader))
+		if got := placeholder(r, "result"); got != string(want) {
+			t.Errorf("request %d: result %s, want %s", i, got, want)
+		}
+		if placeholder(r, "document_id") != "doc1" || len(placeholder(r, "expires_at")) != 10 || placeholder(r, "error") != "" {
+			t.Errorf("placeholders %q %q %q", placeholder(r, "document_id"), placeholder(r, "expires_at"), placeholder(r, "error"))
+		}
+		if r.Header.Get(DefaultRequestHeader) != "" {
+			t.Error("the token is still on the request after the app has answered")
+		}
+		if got := w.Header().Get("Cache-Control"); got != "private, no-store" {
+			t.Errorf("Cache-Control %q", got)
+		}
+	}
+	if jwts[0] != jwts[1] {
+		t.Error("the cached token is another one")
+	}
+}
+
+// For every branch: what a client sends under our names never reaches the app,
+// and ours does exactly once where there is one.
+func TestClientValuesNeverReachTheApp(t *testing.T) {
+	forged := []string{
+		"X-Viewer-Session", "forged1", "X_viewer_session", "forged2", "X.Viewer.Session", "forged3", "x-viewer-session", "forged4",
+		"X-Viewer_Session", "forged5",
+		"Cookie", "a=1; viewer=forged6; b=2", "Cookie", "viewer=forged7", "Cookie", "VIEWER = forged8; c=3",
+		"Connection", "X-Viewer-Session, Upgrade, cookie", "Upgrade", "websocket",
+	}
+	for name, tc := range map[string]struct {
+		method, target string
+		answer         func(mintRequest) (*http.Response, error)
+		onError        string
+		token          bool
+		status         int
+	}{
+		"viewer route":         {"GET", "/documents/doc", nil, "fail", true, 0},
+		"another method":       {"POST", "/documents/doc", nil, "fail", true, 0},
+		"other route":          {"GET", "/elsewhere", nil, "fail", false, 0},
+		"path not canonical":   {"GET", "/documents/a%2Fb", nil, "fail", false, 0},
+		"id not in the format": {"GET", "/documents/a.b", nil, "fail", false, 0},
+		"OPTIONS":              {"OPTIONS", "/documents/doc", nil, "fail", false, 0},
+		"TRACE":                {"TRACE", "/documents/doc", nil, "fail", false, 0},
+		"on_error pass":        {"GET", "/documents/doc", failing(500), "pass", false, 0},
+		"on_error fail":        {"GET", "/documents/doc", failing(500), "fail", false, 502},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newTestHandler(t, &fakeAPI{answer: tc.answer}, `viewer_session {
+				document_path /documents/:id
+				request_header X-Viewer-Session
+				request_cookie viewer
+				on_error `+tc.onError+`
+			}`)
+			next := new(app)
+			r, w := newRequest(tc.method, tc.target, forged...)
+			err := h.ServeHTTP(w, r, next)
+			if he, ok := errors.AsType[caddyhttp.HandlerError](err); ok != (tc.status != 0) || he.StatusCode != tc.status {
+				t.Fatalf("error %v, want status %d", err, tc.status)
+			}
+			// The request itself goes on to error routes.
+			for what, header := range map[string]http.Header{"app": next.header, "error route": r.Header} {
+				if text := headerText(header); strings.Contains(text, "forged") {
+					t.Errorf("%s saw a client's value: %s", what, text)
+				}
+				if header == nil {
+					continue
+				}
+				if got := header.Get("Connection"); got != "Upgrade" {
+					t.Errorf("%s saw Connection: %q", what, got)
+				}
+				cookies := strings.Join(header["Cookie"], "; ")
+				for _, honest := range []string{"a=1", "b=2", "c=3"} {
+					if !strings.Contains(cookies, honest) {
+						t.Errorf("%s lost the cookie %s: %q", what, honest, cookies)
+					}
+				}
+				wantTokens := 0
+				if tc.token && what == "app" {
+					wantTokens = 1
+				}
+				if got := len(header["X-Viewer-Session"]); got != wantTokens {
+					t.Errorf("%s saw %d of our headers, want %d", what, got, wantTokens)
+				}
+				if got := strings.Count(strings.ToLower(cookies), "viewer="); got != wantTokens {
+					t.Errorf("%s saw %d of our cookies, want %d: %q", what, got, wantTokens, cookies)
+				}
+			}
+		})
+	}
+}
+
+func headerText(header http.Header) string {
+	var b strings.Builder
+	_ = header.Write(&b)
+	return b.String()
+}
+
+func TestTokenIsTakenOffWhateverHappens(t *testing.T) {
+	h := newTestHandler(t, new(fakeAPI), `viewer_session {
+		document_path /documents/:id
+		request_header X-Viewer-Session
+		request_cookie viewer
+	}`)
+	boom := errors.New("boom")
+	for name, do := range map[string]func(http.ResponseWriter, *http.Request) error{
+		"success": func(http.ResponseWriter, *http.Request) error { return nil },
+		"error":   func(http.ResponseWriter, *http.Request) error { return boom },
+		"panic":   func(http.ResponseWriter, *http.Request) error { panic(http.ErrAbortHandler) },
+		"edited in place": func(_ http.ResponseWriter, r *http.Request) error {
+			r.Header["X-Viewer-Session"][0] = "edited"
+			r.Header.Add("X-Viewer-Session", "added")
+			r.Header.Add("Cookie", "late=1")
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			next := &app{do: do}
+			r, w := newRequest("GET", "/documents/doc", "Cookie", "honest=1")
+			func() {
+				defer func() { _ = recover() }()
+				if err := h.ServeHTTP(w, r, next); !errors.Is(err, boom) && err != nil {
+					t.Error(err)
+				}
+			}()
+			if !strings.HasPrefix(next.header.Get("X-Viewer-Session"), "ey") || !strings.HasPrefix(next.header.Get("Cookie"), "honest=1; viewer=ey") {
+				t.Errorf("the app saw %s", headerText(next.header))
+			}
+			if text := headerText(r.Header); strings.Contains(text, "ey") || strings.Contains(text, "X-Viewer-Session") || !strings.Contains(text, "honest=1") {
+				t.Errorf("afterwards the request has %s", text)
+			}
+		})
+	}
+}
+
+func TestStatuses(t *testing.T) {
+	for name, tc := range map[string]struct {
+		options string
+		answer  func(mintRequest) (*http.Response, error)
+		status  int
+		reason  reason
+		mints   int
+	}{
+		"user empty":           {"user_id {http.auth.user.id}", nil, 401, reasonNoUser, 0},
+		"user unknown in part": {"user_id tenant:{http.vars.user}", nil, 401, reasonNoUser, 0},
+		"no permission":        {"permissions {http.vars.permissions}\nshared", nil, 403, reasonNoPermission, 0},
+		"claim empty":          {`claim team "{http.vars.team}"`, nil, 403, reasonNoClaim, 0},
+		"claim empty in part":  {`document_claim_json who ` + "`" + `{"a":["x {http.vars.team}"]}` + "`", nil, 403, reasonNoClaim, 0},
+		"unavailable":          {"", failing(503), 502, reasonUnavailable, 1},
+		"throttled":            {"", failing(429, "Retry-After", "7"), 503, reasonThrottled, 1},
+		"key refused":          {"", failing(403), 502, reasonKeyRefused, 1},
+		"rejected":             {"", failing(422), 502, reasonRejected, 1},
+		"invalid reply":        {"", failing(201), 502, reasonInvalidReply, 1},
+	} {
+		for _, onError := range []string{"fail", "pass"} {
+			t.Run(name+"/"+onError, func(t *testing.T) {
+				api := &fakeAPI{answer: tc.answer}
+				h := newTestHandler(t, api, "viewer_session {\n document_path /documents/:id\non_error "+onError+"\n"+tc.options+"\n}")
+				next := new(app)
+				r, w := newRequest("GET", "/documents/doc", "If-None-Match", "x")
+				err := h.ServeHTTP(w, r, next)
+				if api.count() != tc.mints {
+					t.Errorf("%d mints, want %d", api.count(), tc.mints)
+				}
+				if got := placeholder(r, "error"); got != string(tc.reason) {
+					t.Errorf("{http.viewer_session.error} is %q, want %q", got, tc.reason)
+				}
+				if got := placeholder(r, "result"); got != string(resultError) {
+					t.Errorf("{http.viewer_session.result} is %q", got)
+				}
+				if onError == "pass" {
+					if err != nil || next.calls != 1 {
+						t.Fatalf("%d calls of the app, error %v", next.calls, err)
+					}
+					if next.header.Get(DefaultRequestHeader) != "" || next.header.Get("If-None-Match") != "" {
+						t.Errorf("the app saw %s", headerText(next.header))
+					}
+					return
+				}
+				he, ok := errors.AsType[caddyhttp.HandlerError](err)
+				if !ok || he.StatusCode != tc.status {
+					t.Fatalf("error %v, want status %d", err, tc.status)
+				}
+				if next.calls != 0 {
+					t.Error("the app was called")
+				}
+				if got := w.Header().Get("Cache-Control"); got != "no-store" {
+					t.Errorf("Cache-Control %q", got)
+				}
+				if got := w.Header().Get("Retry-After"); (got != "") != (tc.status == 503) {
+					t.Errorf("Retry-After %q with status %d", got, tc.status)
+				} else if tc.reason == reasonThrottled && got != "7" {
+					t.Errorf("Retry-After %q, want 7", got)
+				}
+				if text := err.Error(); strings.Contains(text, "pdf_live_test") || strings.Contains(text, "eyJ") {
+					t.Errorf("the error holds a secret: %s", text)
+				}
+			})
+		}
+	}
+}
+
+func TestClientThatLeftGets499(t *testing.T) {
+	for _, onError := range []string{"fail", "pass"} {
+		h := newTestHandler(t, &fakeAPI{delay: time.Minute}, "viewer_session {\n document_path /documents/:id\non_error "+onError+"\n}")
+		r, w := newRequest("GET", "/documents/doc")
+		ctx, cancel := context.WithCancel(r.Context())
+		cancel()
+		next := new(app)
+		err := h.ServeHTTP(w, r.WithContext(ctx), next)
+		if he, ok := errors.AsType[caddyhttp.HandlerError](err); !ok || he.StatusCode != 499 || next.calls != 0 {
+			t.Errorf("%s: %v and %d calls of the app", onError, err, next.calls)
+		}
+	}
+}
+
+func TestPagesWithATokenAreNotStored(t *testing.T) {
+	write := func(header ...string) func(http.ResponseWriter, *http.Request) error {
+		return func(w http.ResponseWriter, r *http.Request) error {
+			for i := 0; i+1 < len(header); i += 2 {
+				w.Header().Add(header[i], header[i+1])
+			}
+			_, err := io.WriteString(w, "page")
+			return err
+		}
+	}
+	const forbidden = "private, no-store"
+	for name, tc := range map[string]struct {
+		allowStore bool
+		do         func(http.ResponseWriter, *http.Request) error
+		want       string
+	}{
+		"says nothing":        {false, write(), forbidden},
+		"public":              {false, write("Cache-Control", "public, max-age=60"), forbidden},
+		"no-cache":            {false, write("Cache-Control", "no-cache"), forbidden},
+		"no-store":            {false, write("Cache-Control", "max-age=0, No-Store"), "max-age=0, No-Store"},
+		"no-store below":      {false, write("Cache-Control", "private", "Cache-Control", "no-store"), "private|no-store"},
+		"allow_store":         {true, write("Cache-Control", "public"), "public"},
+		"allow_store nothing": {true, write(), ""},
+		"for shared caches":   {false, write("Surrogate-Control", "max-age=60", "CDN-Cache-Control", "max-age=60", "X-Accel-Expires", "60"), forbidden},
+		"status only": {false, func(w http.ResponseWriter, _ *http.Request) error {
+			w.WriteHeader(http.StatusNoContent)
+			return nil
+		}, forbidden},
+		"flush": {false, func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Cache-Control", "public")
+			return http.NewResponseController(w).Flush()
+		}, forbidden},
+		"read from": {false, func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Cache-Control", "public")
+			_, err := io.Copy(w, strings.NewReader("page"))
+			return err
+		}, forbidden},
+	} {
+		t.Run(name, func(t *testing.T) {
+			options := ""
+			if tc.allowStore {
+				options = "allow_store"
+			}
+			h := newTestHandler(t, new(fakeAPI), "viewer_session {\ndocument_path /documents/:id\n"+options+"\n}")
+			next := &app{do: tc.do}
+			r, w := newRequest("GET", "/documents/doc", "If-None-Match", `"x"`, "If-Modified-Since", "Mon, 01 Jan 2024 00:00:00 GMT")
+			if err := h.ServeHTTP(w, r, next); err != nil {
+				t.Fatal(err)
+			}
+			sent := w.Result().Header
+			if got := strings.Join(sent["Cache-Control"], "|"); got != tc.want {
+				t.Errorf("Cache-Control %q, want %q", got, tc.want)
+			}
+			conditional := next.header.Get("If-None-Match") != "" || next.header.Get("If-Modified-Since") != ""
+			if conditional != tc.allowStore {
+				t.Errorf("conditional headers reached the app: %t", conditional)
+			}
+			for _, name := range []string{"Surrogate-Control", "Cdn-Cache-Control", "X-Accel-Expires"} {
+				if sent.Get(name) != "" {
+					t.Errorf("%s is still there", name)
+				}
+			}
+		})
+	}
+	t.Run("other routes are left alone", func(t *testing.T) {
+		h := newTestHandler(t, new(fakeAPI), oneRoute)
+		next := &app{do: write("Cache-Control", "public")}
+		r, w := newRequest("GET", "/elsewhere", "If-None-Match", `"x"`)
+		if err := h.ServeHTTP(w, r, next); err != nil {
+			t.Fatal(err)
+		}
+		if w.Header().Get("Cache-Control") != "public" || next.header.Get("If-None-Match") == "" {
+			t.Error("caching of a page without a token was changed")
+		}
+		if placeholder(r, "result") != "" {
+			t.Error("placeholders are set off the viewer routes")
+		}
+	})
+}
+
+func TestEarlyHintsAreNotTheFinalHeader(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w = new(Handler).guard(w, r)
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Set("Cache-Control", "public")
+		w.WriteHeader(http.StatusOK)
+	}))
+	defer srv.Close()
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got := resp.Header.Get("Cache-Control"); got != "private, no-store" {
+		t.Errorf("Cache-Control %q", got)
+	}
+}
+
+func TestWhatTheClientAskedForIsMatched(t *testing.T) {
+	api := new(fakeAPI)
+	h := newTestHandler(t, api, oneRoute)
+	r, w := newRequest("GET", "/documents/asked")
+	r.URL.Path = "/documents/rewritten" // as rewrite or handle_path would
+	if err := h.ServeHTTP(w, r, new(app)); err != nil {
+		t.Fatal(err)
+	}
+	r, w = newRequest("GET", "/elsewhere")
+	r.URL.Path = "/documents/rewritten"
+	if err := h.ServeHTTP(w, r, new(app)); err != nil {
+		t.Fatal(err)
+	}
+	if len(api.asked) != 1 || api.asked[0].doc != "asked" {
+		t.Errorf("minted for %v", api.asked)
+	}
+}
+
+func TestFirstRouteThatMatchesWins(t *testing.T) {
+	api := new(fakeAPI)
+	h := newTestHandler(t, api, `viewer_session {
+		document_path /documents/:id/edit {
+			permissions read write
+			shared
+		}
+		document_path /documents/:id/*
+		document_path /view {
+			document_id {http.request.uri.query.doc}
+		}
+		document_path /view {
+			document_id {http.vars.doc}
+		}
+	}`)
+	get := func(target string, vars map[string]any) string {
+		r, w := newRequest("GET", target)
+		for name, value := range vars {
+			caddyhttp.SetVar(r.Context(), name, value)
+		}
+		if err := h.ServeHTTP(w, r, new(app)); err != nil {
+			t.Fatal(err)
+		}
+		return placeholder(r, "document_id")
+	}
+	for _, tc := range []struct {
+		target string
+		vars   map[string]any
+		want   string
+	}{
+		{"/documents/a/edit", nil, "a"},
+		{"/documents/b/read/on", nil, "b"},
+		{"/documents/c", nil, ""},
+		{"/view?doc=d", nil, "d"},
+		{"/view?doc=d%2Fe", nil, ""},
+		{"/view?doc=%7Benv.HOME%7D", nil, ""},
+		{"/view?doc=d.d", map[string]any{"doc": "e"}, "e"},
+		{"/view", nil, ""},
+		{"/view", map[string]any{"doc": "f"}, "f"},
+	} {
+		if got := get(tc.target, tc.vars); got != tc.want {
+			t.Errorf("%s %v: document %q, want %q", tc.target, tc.vars, got, tc.want)
+		}
+	}
+}
+
+// What the first instance in a chain injected is the second's to leave alone;
+// what a client sent under the second's own names is not.
+func TestTwoInstancesInOneChain(t *testing.T) {
+	first := newTestHandler(t, new(fakeAPI), `viewer_session {
+		document_path /documents/:id
+		request_header X-Viewer-Session
+		request_cookie first
+	}`)
+	for name, tc := range map[string]struct {
+		second string
+		want   map[string]int // tokens by header and cookie
+	}{
+		"second does not match": {
+			"document_path /elsewhere/:id\nrequest_header X-Viewer-Session",
+			map[string]int{"X-Viewer-Session": 1, "first": 1},
+		},
+		"second matches as well": {
+			"document_path /documents/:id\nrequest_header X-Viewer-Session\nrequest_cookie first",
+			map[string]int{"X-Viewer-Session": 1, "first": 1},
+		},
+		"names of its own": {
+			"document_path /documents/:id\nrequest_header X-Second\nrequest_cookie second",
+			map[string]int{"X-Viewer-Session": 1, "first": 1, "X-Second": 1, "second": 1},
+		},
+		"one name in common": {
+			"document_path /elsewhere/:id\nrequest_header X-Viewer-Session\nrequest_cookie second",
+			map[string]int{"X-Viewer-Session": 1, "first": 1},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			second := newTestHandler(t, new(fakeAPI), "viewer_session {\n"+tc.second+"\n}")
+			next := new(app)
+			r, w := newRequest("GET", "/documents/doc",
+				"X-Viewer-Session", "forged", "X-Second", "forged", "Cookie", "first=forged; second=forged; honest=1")
+			err := first.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+				return second.ServeHTTP(w, r, next)
+			}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := make(map[string]int)
+			for _, name := range []string{"X-Viewer-Session", "X-Second"} {
+				if n := len(next.header[name]); n > 0 && (strings.Contains(tc.second, name) || name == "X-Viewer-Session") {
+					got[name] = n
+				}
+			}
+			for _, c := range (&http.Request{Header: next.header}).Cookies() {
+				if c.Name != "honest" && strings.HasPrefix(c.Value, "ey") {
+					got[c.Name]++
+				}
+			}
+			if len(got) != len(tc.want) {
+				t.Errorf("tokens %v, want %v", got, tc.want)
+			}
+			for name, n := range tc.want {
+				if got[name] != n {
+					t.Errorf("tokens %v, want %v", got, tc.want)
+				}
+			}
+			if text := headerText(next.header); strings.Contains(strings.ReplaceAll(text, "X-Second: forged", ""), "X-Viewer-Session: forged") ||
+				strings.Contains(text, "first=forged") || strings.Contains(tc.second, "cookie second") && strings.Contains(text, "second=forged") {
+				t.Errorf("a client's value reached the app: %s", text)
+			}
+			if text := headerText(r.Header); strings.Contains(text, "eyJ") {
+				t.Errorf("afterwards the request has %s", text)
+			}
+		})
+	}
+}
+
+func TestEmptyUserIsLoggedOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zapcore.DebugLevel)
+		h, err := parseTestHandler("viewer_session {\ndocument_path /documents/:id\nuser_id {http.auth.user.id}\n}")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.logger = zap.New(core)
+		for range 120 {
+			r, w := newRequest("GET", "/documents/doc")
+			if err := h.ServeHTTP(w, r, new(app)); err == nil {
+				t.Fatal("no error")
+			}
+			time.Sleep(time.Second)
+		}
+		entries := logs.All()
+		if len(entries) != 2 {
+			t.Fatalf("%d log entries in two minutes, want 2", len(entries))
+		}
+		if !strings.Contains(entries[0].Message, "authentication runs after viewer_session") {
+			t.Errorf("the message names no cause: %s", entries[0].Message)
+		}
+		if got := entries[1].ContextMap()["suppressed"]; got != int64(59) {
+			t.Errorf("suppressed %v, want 59", got)
+		}
+	})
+}
+
+// Reloading, the old handlers are cleaned up while their requests are under way.
+func TestCleanupIsSafeAtAnyTime(t *testing.T) {
+	if err := new(Handler).Cleanup(); err != nil {
+		t.Errorf("of a handler that was never provisioned: %v", err)
+	}
+	h := newTestHandler(t, new(fakeAPI), oneRoute)
+	if err := h.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	next := new(app)
+	r, w := newRequest("GET", "/documents/doc")
+	if err := h.ServeHTTP(w, r, next); err != nil || next.header.Get(DefaultRequestHeader) == "" {
+		t.Errorf("a request of the old config: %v", err)
+	}
+	h.pool = nil // for the test's own cleanup
+}
+
+func TestOneUsersTokenIsNeverAnothers(t *testing.T) {
+	api := new(fakeAPI)
+	h := newTestHandler(t, api, `viewer_session {
+		document_path /documents/:id
+		user_id {http.vars.user}
+		vary_by {http.vars.tenant}
+		claim team "{http.vars.team}"
+		permissions read {http.vars.permissions}
+	}`)
+	seen := make(map[string][]string)
+	for range 2 {
+		for _, vars := range [][]string{
+			{"user", "a", "team", "t"},
+			{"user", "b", "team", "t"},
+			{"user", "a", "team", "u"},
+			{"user", "a", "team", "t", "permissions", "write"},
+			{"user", "a", "team", "t", "tenant", "x"},
+			{"user", "a", "team", "t", "tenant", "y"},
+		} {
+			for _, document := range []string{"one", "two"} {
+				next := new(app)
+				r, w := newRequest("GET", "/documents/"+document)
+				for i := 0; i < len(vars); i += 2 {
+					caddyhttp.SetVar(r.Context(), vars[i], vars[i+1])
+				}
+				if err := h.ServeHTTP(w, r, next); err != nil {
+					t.Fatal(err)
+				}
+				who := document + " " + strings.Join(vars, " ")
+				if jwt := next.header.Get(DefaultRequestHeader); !slices.Contains(seen[jwt], who) {
+					seen[jwt] = append(seen[jwt], who)
+				}
+			}
+		}
+	}
+	if len(seen) != 12 || api.count() != 12 {
+		t.Errorf("%d tokens from %d mints for 12 different requests", len(seen), api.count())
+	}
+	for _, who := range seen {
+		if len(who) != 1 {
+			t.Errorf("one token for %q", who)
+		}
+	}
+}
