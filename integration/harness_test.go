@@ -1,0 +1,530 @@
+// Package integration runs the middleware in a real Caddy, against the
+// stand-in of the API and an app that records the raw bytes it receives.
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/textproto"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	_ "github.com/viewersession/caddy-viewer-session"
+	"github.com/viewersession/caddy-viewer-session/emulator"
+)
+
+const (
+	keyEnv  = "NUTRIENT_DWS_VIEWER_API_KEY"
+	testKey = "pdf_live_integration_test_key"
+)
+
+func TestMain(m *testing.M) {
+	// Caddy keeps state in the user's directories.
+	home, err := os.MkdirTemp("", "viewer-session-test")
+	if err != nil {
+		panic(err)
+	}
+	for _, name := range []string{"HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "AppData"} {
+		if err := os.Setenv(name, home); err != nil {
+			panic(err)
+		}
+	}
+	if err := os.Setenv(keyEnv, testKey); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(home)
+	os.Exit(code)
+}
+
+// stage is what a test plays on: the stand-in, the app and Caddy between them.
+type stage struct {
+	t   *testing.T
+	api *standIn
+	app *app
+
+	gateway string // address of the site under test
+	admin   string // address of the admin API
+	logFile string
+}
+
+// newStage starts the stand-in and the app. Caddy starts with load.
+func newStage(t *testing.T) *stage {
+	t.Helper()
+	s := &stage{
+		t:       t,
+		api:     newStandIn(t, emulator.Options{APIKey: testKey}),
+		app:     newApp(t),
+		gateway: freeAddress(t),
+		admin:   freeAddress(t),
+		logFile: filepath.Join(t.TempDir(), "caddy.log"),
+	}
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Errorf("stopping Caddy: %v", err)
+		}
+		s.wantNoSecrets()
+	})
+	return s
+}
+
+// globalOptions logs everything that Caddy and its modules have to say. The
+// filter is the one that the README gives, for what reverse_proxy logs of
+// request headers at debug level.
+const globalOptions = `{
+	admin ADMIN
+	auto_https off
+	persist_config off
+	default_bind 127.0.0.1
+	grace_period 5s
+	OPTIONS
+	log {
+		level DEBUG
+		output file "LOGFILE"
+		format filter {
+			request>headers>X-Viewer-Session delete
+		}
+	}
+	servers {
+		SERVERS
+	}
+}
+`
+
+// load replaces Caddy's config. In the text, GATEWAY, APP and API stand for
+// the addresses.
+func (s *stage) load(caddyfile string, servers ...string) {
+	s.t.Helper()
+	if err := s.tryLoad(caddyfile, servers...); err != nil {
+		s.t.Fatalf("loading the config: %v", err)
+	}
+}
+
+func (s *stage) tryLoad(caddyfile string, servers ...string) error {
+	s.t.Helper()
+	config, err := adapt(s.fill(globalOptions+caddyfile, servers...), "Caddyfile")
+	if err != nil {
+		return err
+	}
+	return caddy.Load(config, true)
+}
+
+func (s *stage) fill(text string, servers ...string) string {
+	return strings.NewReplacer(
+		"ADMIN", s.admin, "GATEWAY", "http://"+s.gateway, "APP", s.app.address, "API", s.api.url,
+		"LOGFILE", filepath.ToSlash(s.logFile), "SERVERS", strings.Join(servers, "\n\t\t"), "OPTIONS", "",
+	).Replace(text)
+}
+
+func adapt(caddyfile, name string) ([]byte, error) {
+	adapter := caddyconfig.GetAdapter("caddyfile")
+	config, warnings, err := adapter.Adapt([]byte(caddyfile), map[string]any{"filename": name})
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range warnings {
+		if !strings.Contains(w.Message, "not formatted") {
+			return nil, fmt.Errorf("warning: %s", w)
+		}
+	}
+	return config, nil
+}
+
+const simpleSite = `GATEWAY {
+	viewer_session {
+		endpoint API/viewer/sessions
+		document_path /documents/:id
+	}
+	reverse_proxy APP
+}
+`
+
+// do sends a request to the gateway and returns the answer with its body read.
+func (s *stage) do(method, path string, header ...string) (*http.Response, string) {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), method, "http://"+s.gateway+path, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		if header[i] == "Host" {
+			req.Host = header[i+1]
+		}
+		req.Header.Add(header[i], header[i+1])
+	}
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.wantNoSecretIn("an answer's body", body)
+	return resp, string(body)
+}
+
+// get wants this status.
+func (s *stage) get(path string, status int, header ...string) string {
+	s.t.Helper()
+	resp, body := s.do("GET", path, header...)
+	if resp.StatusCode != status {
+		s.t.Fatalf("GET %s: status %d, want %d: %s", path, resp.StatusCode, status, body)
+	}
+	return body
+}
+
+// token wants the app to see exactly one token for a document, and returns it.
+func (s *stage) token(path string, header ...string) string {
+	s.t.Helper()
+	s.get(path, 200, header...)
+	return s.app.last().token(s.t)
+}
+
+func (s *stage) wantMints(want int64) {
+	s.t.Helper()
+	if got := s.api.Stats().Mints; got != want {
+		s.t.Fatalf("the stand-in counts %d mints, want %d", got, want)
+	}
+}
+
+// raw sends bytes as they are and returns the answer's bytes.
+func (s *stage) raw(request string) string {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", s.gateway)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		s.t.Fatal(err)
+	}
+	request = strings.ReplaceAll(request, "HOST", s.gateway)
+	if _, err := io.WriteString(conn, strings.ReplaceAll(request, "\n", "\r\n")); err != nil {
+		s.t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(answer)
+}
+
+// wantNoSecrets looks for every token and key of the test in all that Caddy wrote.
+func (s *stage) wantNoSecrets() {
+	s.t.Helper()
+	log, err := os.ReadFile(s.logFile)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if len(log) == 0 {
+		s.t.Error("Caddy logged nothing, so nothing was searched for secrets")
+	}
+	s.wantNoSecretIn("the log", log)
+}
+
+func (s *stage) wantNoSecretIn(where string, text []byte) {
+	s.t.Helper()
+	secrets := append(s.api.issued(), testKey)
+	for _, secret := range secrets {
+		if i := bytes.Index(text, []byte(secret)); i >= 0 {
+			s.t.Errorf("%s holds a token or key: …%s…", where, text[max(0, i-200):min(len(text), i+60)])
+			return
+		}
+	}
+}
+
+// config returns what the admin API says of the running config.
+func (s *stage) config() string {
+	s.t.Helper()
+	resp, err := http.Get("http://" + s.admin + "/config/")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// standIn is the API stand-in behind an address, with a list of the tokens it issued.
+type standIn struct {
+	*emulator.Emulator
+	url     string
+	address string
+	stop    func()
+
+	mu     sync.Mutex
+	tokens []string
+}
+
+func newStandIn(t *testing.T, options emulator.Options) *standIn {
+	t.Helper()
+	s := &standIn{Emulator: emulator.New(options)}
+	srv := httptest.NewServer(s)
+	s.url, s.address = srv.URL, srv.Listener.Addr().String()
+	s.stop = sync.OnceFunc(func() {
+		s.Close()
+		srv.CloseClientConnections()
+		srv.Close()
+	})
+	t.Cleanup(s.stop)
+	return s
+}
+
+// restart listens on the old address again.
+func (s *standIn) restart(t *testing.T) {
+	t.Helper()
+	ln, err := net.Listen("tcp", s.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &httptest.Server{Listener: ln, Config: &http.Server{Handler: s}} //nolint:gosec // a test's
+	srv.Start()
+	t.Cleanup(srv.Close)
+}
+
+func (s *standIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.Emulator.ServeHTTP(&tokenRecorder{ResponseWriter: w, standIn: s}, r)
+}
+
+type tokenRecorder struct {
+	http.ResponseWriter
+	standIn *standIn
+}
+
+func (r *tokenRecorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+func (r *tokenRecorder) Write(p []byte) (int, error) {
+	var reply struct {
+		JWT string `json:"jwt"`
+	}
+	if json.Unmarshal(p, &reply) == nil && reply.JWT != "" {
+		r.standIn.mu.Lock()
+		r.standIn.tokens = append(r.standIn.tokens, reply.JWT)
+		r.standIn.mu.Unlock()
+	}
+	return r.ResponseWriter.Write(p)
+}
+
+func (s *standIn) issued() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.tokens...)
+}
+
+// app is a web app that keeps the raw bytes of every request.
+type app struct {
+	address string
+
+	mu       sync.Mutex
+	requests []seen
+	answer   string // raw; empty for 200 with a body
+}
+
+// seen is one request as the app received it.
+type seen struct {
+	head    string // request line and headers, as sent
+	trailer string
+	body    string
+}
+
+func newApp(t *testing.T) *app {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &app{address: ln.Addr().String()}
+	var conns sync.WaitGroup
+	var mu sync.Mutex
+	open := make(map[net.Conn]bool)
+	conns.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			open[conn] = true
+			mu.Unlock()
+			conns.Go(func() {
+				a.serve(conn)
+				mu.Lock()
+				delete(open, conn)
+				mu.Unlock()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		mu.Lock()
+		for conn := range open {
+			conn.Close()
+		}
+		mu.Unlock()
+		conns.Wait()
+	})
+	return a
+}
+
+func (a *app) serve(conn net.Conn) {
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	for {
+		request, err := readRaw(r)
+		if err != nil {
+			return
+		}
+		a.mu.Lock()
+		a.requests = append(a.requests, request)
+		answer := a.answer
+		a.mu.Unlock()
+		if answer == "" {
+			answer = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage"
+		}
+		if _, err := io.WriteString(conn, answer); err != nil {
+			return
+		}
+	}
+}
+
+// readRaw reads one request without tidying it up.
+func readRaw(r *bufio.Reader) (seen, error) {
+	var request seen
+	head, err := readBlock(r)
+	if err != nil {
+		return seen{}, err
+	}
+	request.head = head
+	length := 0
+	chunked := false
+	for line := range strings.SplitSeq(head, "\n") {
+		name, value, _ := strings.Cut(line, ":")
+		switch textproto.TrimString(strings.ToLower(name)) {
+		case "content-length":
+			length, _ = strconv.Atoi(textproto.TrimString(value))
+		case "transfer-encoding":
+			chunked = true
+		}
+	}
+	if !chunked {
+		body := make([]byte, length)
+		_, err := io.ReadFull(r, body)
+		request.body = string(body)
+		return request, err
+	}
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return seen{}, err
+		}
+		size, err := strconv.ParseInt(strings.TrimSpace(line), 16, 32)
+		if err != nil {
+			return seen{}, err
+		}
+		if size == 0 {
+			break
+		}
+		chunk := make([]byte, size+2)
+		if _, err := io.ReadFull(r, chunk); err != nil {
+			return seen{}, err
+		}
+		request.body += string(chunk[:size])
+	}
+	request.trailer, err = readBlock(r)
+	return request, err
+}
+
+// readBlock reads up to and including an empty line.
+func readBlock(r *bufio.Reader) (string, error) {
+	var b strings.Builder
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return "", err
+		}
+		if strings.TrimRight(line, "\r\n") == "" {
+			return b.String(), nil
+		}
+		b.WriteString(strings.TrimRight(line, "\r\n") + "\n")
+	}
+}
+
+func (a *app) last() seen {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.requests) == 0 {
+		return seen{}
+	}
+	return a.requests[len(a.requests)-1]
+}
+
+func (a *app) all() []seen {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]seen(nil), a.requests...)
+}
+
+func (a *app) forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.requests = nil
+}
+
+func (a *app) setAnswer(raw string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.answer = strings.ReplaceAll(raw, "\n", "\r\n")
+}
+
+// values returns the values of every header line whose name folds to name.
+func (s seen) values(name string) []string {
+	fold := strings.NewReplacer("_", "-", ".", "-")
+	var values []string
+	for line := range strings.SplitSeq(s.head+s.trailer, "\n") {
+		n, value, ok := strings.Cut(line, ":")
+		if ok && strings.EqualFold(fold.Replace(n), name) {
+			values = append(values, strings.TrimSpace(value))
+		}
+	}
+	return values
+}
+
+// token wants exactly one token in the default header.
+func (s seen) token(t *testing.T) string {
+	t.Helper()
+	values := s.values("X-Viewer-Session")
+	if len(values) != 1 || strings.Count(values[0], ".") != 2 {
+		t.Fatalf("the app saw %d tokens:\n%s", len(values), s.head)
+	}
+	return values[0]
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
