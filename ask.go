@@ -194,7 +194,7 @@ func replaceText(s string, repl *caddy.Replacer) (string, error) {
 // splitPermissions takes values that may each hold several permissions and
 // returns them sorted and without repeats.
 func splitPermissions(values []string) []string {
-	var permissions []string
+	permissions := make([]string, 0, len(values))
 	for _, value := range values {
 		permissions = append(permissions, strings.FieldsFunc(value, func(r rune) bool {
 			return r == ',' || r == ' ' || r == '\t'

@@ -7,6 +7,9 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
+// testKey stands where an API key would.
+const testKey = "pdf_live_test"
+
 // testJWT returns a token with these claims. Nobody here can check its signature.
 func testJWT(claims map[string]any) string {
 	payload, err := json.Marshal(claims)

@@ -29,7 +29,7 @@ func init() {
 
 // Defaults, as they are documented on the fields that they are for.
 const (
-	DefaultAPIKey           = "{env.NUTRIENT_DWS_VIEWER_API_KEY}"
+	DefaultAPIKey           = "{env.NUTRIENT_DWS_VIEWER_API_KEY}" //nolint:gosec // a placeholder
 	DefaultEndpoint         = "https://api.nutrient.io/viewer/sessions"
 	DefaultRequestHeader    = "X-Viewer-Session"
 	DefaultPermission       = "read"

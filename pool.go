@@ -158,6 +158,7 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	cached := p.cache.get(key)
 	state := cached.freshness(now, a.minRemaining)
 	switch state {
+	case expired: // or none
 	case fresh:
 		return cached, resultHit, nil
 	case due:

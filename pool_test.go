@@ -226,6 +226,8 @@ func TestOneMintHoweverManyAskAtOnce(t *testing.T) {
 					minted.Add(1)
 				case resultShared:
 					shared.Add(1)
+				default:
+					t.Errorf("result %s", result)
 				}
 			})
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -170,5 +171,5 @@ func stringMember(object map[string]json.RawMessage, name string) string {
 }
 
 func notBase64URL(r rune) bool {
-	return r >= 0x80 || !isAlphanumeric(byte(r)) && r != '-' && r != '_'
+	return r >= utf8.RuneSelf || !isAlphanumeric(byte(r)) && r != '-' && r != '_' //nolint:gosec // ASCII
 }
