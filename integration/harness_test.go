@@ -92,7 +92,6 @@ const globalOptions = `{
 	persist_config off
 	default_bind 127.0.0.1
 	grace_period 5s
-	OPTIONS
 	log {
 		level DEBUG
 		output file "LOGFILE"
@@ -116,8 +115,11 @@ func (s *stage) load(caddyfile string, servers ...string) {
 }
 
 func (s *stage) tryLoad(caddyfile string, servers ...string) error {
-	s.t.Helper()
-	config, err := adapt(s.fill(globalOptions+caddyfile, servers...), "Caddyfile")
+	return loadText(s.fill(globalOptions+caddyfile, servers...))
+}
+
+func loadText(caddyfile string) error {
+	config, err := adapt(caddyfile, "Caddyfile")
 	if err != nil {
 		return err
 	}
@@ -127,7 +129,7 @@ func (s *stage) tryLoad(caddyfile string, servers ...string) error {
 func (s *stage) fill(text string, servers ...string) string {
 	return strings.NewReplacer(
 		"ADMIN", s.admin, "GATEWAY", "http://"+s.gateway, "APP", s.app.address, "API", s.api.url,
-		"LOGFILE", filepath.ToSlash(s.logFile), "SERVERS", strings.Join(servers, "\n\t\t"), "OPTIONS", "",
+		"LOGFILE", filepath.ToSlash(s.logFile), "SERVERS", strings.Join(servers, "\n\t\t"),
 	).Replace(text)
 }
 
