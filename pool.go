@@ -3,6 +3,7 @@ package viewersession
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -226,16 +227,8 @@ func (p *pool) fly(key string, a *ask, paid bool) *flight {
 	// Without the account: when the key has changed, those who still come
 	// with the old one join those who already come with the new one.
 	name := key[len(account{}):]
-	flight.landed = p.flights.DoChan(name, func() (value any, err error) {
+	flight.landed = p.flights.DoChan(name, func() (any, error) {
 		flight.led.Store(true)
-		defer func() {
-			// A panic in a flight could not be recovered by anybody else.
-			if r := recover(); r != nil {
-				p.logger().Error("minting a token panicked; this is a bug, please report it",
-					zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
-				err = &failure{reason: reasonUnavailable, err: fmt.Errorf("minting panicked: %v", r)}
-			}
-		}()
 		t, f := p.land(name, &asked, paid)
 		if f != nil {
 			return nil, f
@@ -248,10 +241,7 @@ func (p *pool) fly(key string, a *ask, paid bool) *flight {
 // land runs one flight: it looks again, asks for admission, mints, and
 // publishes the token before the flight ends, so that there is no moment at
 // which a request finds neither the flight nor the token.
-func (p *pool) land(name string, a *ask, paid bool) (*token, *failure) {
-	ctx, cancel := context.WithTimeout(mintContext(), p.settings.timeout)
-	defer cancel()
-
+func (p *pool) land(name string, a *ask, paid bool) (t *token, f *failure) {
 	cached := p.cache.get(p.credential().cacheKey(name))
 	if cached.freshness(time.Now(), a.minRemaining) == fresh {
 		return cached, nil // published between the look-up and this flight
@@ -263,23 +253,33 @@ func (p *pool) land(name string, a *ask, paid bool) (*token, *failure) {
 	if f != nil {
 		return nil, f
 	}
-	var t *token
+	defer func() {
+		// Nobody else could recover a panic in a flight, and an admission
+		// that is not settled would hold up others for good.
+		if r := recover(); r != nil {
+			p.logger().Error("minting a session token panicked; this is a bug, please report it",
+				zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
+			t, f = nil, &failure{reason: reasonUnavailable, err: errors.New("minting panicked")}
+		}
+		if f != nil && cached != nil {
+			cached.failing.Store(true)
+		}
+		if f = p.backoff.settle(admission, f, time.Now()); f != nil {
+			p.logFailure(f)
+		}
+	}()
+
+	ctx, cancel := context.WithTimeout(mintContext(), p.settings.timeout)
+	defer cancel()
 	if !paid {
-		f = p.waitForRate(ctx)
+		if f := p.waitForRate(ctx); f != nil {
+			return nil, f
+		}
 	}
-	if f == nil {
-		t, f = p.mint(ctx, name, a)
-	}
-	if f == nil {
-		p.cache.put(t, time.Now())
-	} else if cached != nil {
-		cached.failing.Store(true)
-	}
-	f = p.backoff.settle(admission, f, time.Now())
-	if f != nil {
-		p.logFailure(f)
+	if t, f = p.mint(ctx, name, a); f != nil {
 		return nil, f
 	}
+	p.cache.put(t, time.Now())
 	return t, nil
 }
 

@@ -706,9 +706,12 @@ func TestShortGrantDoesNotMintEveryTime(t *testing.T) {
 func TestPanicInTheTransportIsAFailure(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		p.api.set(func(mintRequest) (*http.Response, error) { panic("boom") })
-		p.wantFailure("doc", reasonUnavailable)
+		for i := range 100 {
+			p.wantFailure(fmt.Sprint("doc", i), reasonUnavailable)
+			time.Sleep(time.Second)
+		}
 		p.api.set(nil)
-		time.Sleep(2 * time.Second)
+		time.Sleep(maxDelay)
 		p.want("doc", resultMinted)
 	})
 }
