@@ -156,16 +156,9 @@ func (b *backoff) remember(key string, f *failure, now time.Time) {
 		b.remembered = make(map[string]remembered)
 	}
 	if len(b.remembered) >= maxRemembered {
-		for k, r := range b.remembered {
-			if !now.Before(r.until) {
-				delete(b.remembered, k)
-			}
-		}
-		for k := range b.remembered {
-			if len(b.remembered) < maxRemembered {
-				break
-			}
-			delete(b.remembered, k) // any: a mint too many does no harm
+		for other := range b.remembered { // any will do: a mint too many does no harm
+			delete(b.remembered, other)
+			break
 		}
 	}
 	memory := failureMemory
