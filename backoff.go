@@ -25,6 +25,10 @@ const (
 	refusalMemory = 5 * time.Second
 	failureMemory = time.Second
 
+	// badNewsAge is how long it is believed that the API is in trouble when
+	// nothing else has been heard of it.
+	badNewsAge = time.Minute
+
 	// maxRemembered bounds the failed documents that are remembered: their
 	// ids come from strangers.
 	maxRemembered = 4096
@@ -168,12 +172,11 @@ func (b *backoff) remember(key string, f *failure, now time.Time) {
 	b.remembered[key] = remembered{f, now.Add(memory)}
 }
 
-// holding reports whether the endpoint is held back, so that nobody who has a
-// valid token should wait for it.
-func (b *backoff) holding() bool {
+// holding reports whether the endpoint is held back, and nobody knows better yet.
+func (b *backoff) holding(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.cause != nil
+	return b.cause != nil && now.Before(b.until.Add(badNewsAge))
 }
 
 // forgetRefusals lets everything be tried at once that failed because the API

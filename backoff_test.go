@@ -39,7 +39,7 @@ func TestFewProbesAtOnce(t *testing.T) {
 	// One fails, one succeeds: the endpoint is back.
 	b.settle(probes[0], &failure{reason: reasonTimeout, err: errTest}, now)
 	b.settle(probes[1], nil, now)
-	if b.holding() {
+	if b.holding(now) {
 		t.Error("held back after a success")
 	}
 	b.settle(probes[2], nil, now)

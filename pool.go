@@ -55,6 +55,7 @@ type pool struct {
 	// The last one stays when all have left, for requests still under way.
 	active atomic.Pointer[tenant]
 
+	mintedAt    atomic.Int64 // when the latest mint succeeded, in Unix nanoseconds
 	noExpWarned atomic.Bool
 	failureLog  logGate
 }
@@ -166,8 +167,7 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 		p.renew(cached, a, now)
 		return cached, resultRenewing, nil
 	case short:
-		if cached.failing.Load() || p.backoff.holding() {
-			// Waiting would only repeat what is known already.
+		if p.failing(cached, now) {
 			p.renew(cached, a, now)
 			return cached, resultStale, nil
 		}
@@ -184,6 +184,16 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	default:
 		return nil, resultError, f
 	}
+}
+
+// failing reports whether minting another token in cached's place would likely
+// fail, so that nobody who has this valid one should wait for it. What was
+// heard of the API is believed for a while only: after that, a request waits
+// and finds out, since it would be handed a token that runs short otherwise.
+func (p *pool) failing(cached *token, now time.Time) bool {
+	failedAt := cached.failedAt.Load()
+	return failedAt > p.mintedAt.Load() && now.UnixNano()-failedAt < int64(badNewsAge) ||
+		p.backoff.holding(now)
 }
 
 // renew mints in the background. Renewals count towards mint_rate, but give
@@ -261,8 +271,10 @@ func (p *pool) land(name string, a *ask, paid bool) (t *token, f *failure) {
 				zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
 			t, f = nil, &failure{reason: reasonUnavailable, err: errors.New("minting panicked")}
 		}
-		if f != nil && cached != nil {
-			cached.failing.Store(true)
+		if f == nil {
+			p.mintedAt.Store(time.Now().UnixNano())
+		} else if cached != nil {
+			cached.failedAt.Store(time.Now().UnixNano())
 		}
 		if f = p.backoff.settle(admission, f, time.Now()); f != nil {
 			p.logFailure(f)

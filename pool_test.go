@@ -571,7 +571,7 @@ func TestRotatedKeyNeedsNoReload(t *testing.T) {
 		for i := range 5 {
 			p.wantFailure(fmt.Sprint("cold", i), reasonKeyRefused)
 		}
-		if !p.backoff.holding() {
+		if !p.backoff.holding(time.Now()) {
 			t.Error("a refused key opens no back-off")
 		}
 		mints := p.api.count()

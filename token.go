@@ -41,9 +41,9 @@ type token struct {
 	// One request moves it forward and becomes the one that renews.
 	renewAfter atomic.Int64
 
-	// failing is set when the latest attempt to replace the token failed:
-	// then nobody waits for another as long as this one is valid.
-	failing atomic.Bool
+	// failedAt is when the latest attempt to replace the token failed, in Unix
+	// nanoseconds; 0 for never.
+	failedAt atomic.Int64
 }
 
 func newToken(key, jwt string, exp int64, asked time.Duration, now time.Time) *token {

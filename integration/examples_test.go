@@ -188,16 +188,14 @@ func staticSite(t *testing.T, s *stage, text string) {
 // outboundProxy has the API behind a certificate that only the example's trust
 // pool knows, and reachable only through the proxy.
 func outboundProxy(t *testing.T, s *stage, text string) {
-	api := &standIn{Emulator: s.api.Emulator}
-	s.api = api
-	tls := httptest.NewTLSServer(api)
+	tls := httptest.NewTLSServer(s.api)
 	t.Cleanup(tls.Close)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: tls.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	proxy, connects := connectProxy(t)
-	api.url = tls.URL
+	s.api.url = tls.URL
 	s.load(site(t, text, "app:3000", "APP", "http://proxy.internal:3128", "http://"+proxy, "/etc/caddy/proxy-ca.pem", filepath.ToSlash(ca)))
 	s.token("/documents/doc1")
 	s.wantMints(1)

@@ -276,11 +276,43 @@ type standIn struct {
 
 	mu     sync.Mutex
 	tokens []string
+	asked  []mintRequest
+}
+
+// mintRequest is what the API was asked for.
+type mintRequest struct {
+	AllowedDocuments []struct {
+		DocumentID  string   `json:"document_id"`
+		Permissions []string `json:"document_permissions"`
+	} `json:"allowed_documents"`
+	UserID string `json:"user_id"`
+	Claim  any    `json:"claim"`
+}
+
+func (s *standIn) record(_ *http.Request, body []byte) {
+	var asked mintRequest
+	err := json.Unmarshal(body, &asked)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.asked = append(s.asked, asked)
+	}
+}
+
+// minted returns what the API was asked for since the last call.
+func (s *standIn) minted() []mintRequest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	asked := s.asked
+	s.asked = nil
+	return asked
 }
 
 func newStandIn(t *testing.T, options emulator.Options) *standIn {
 	t.Helper()
-	s := &standIn{Emulator: emulator.New(options)}
+	s := new(standIn)
+	options.OnMint = s.record
+	s.Emulator = emulator.New(options)
 	srv := httptest.NewServer(s)
 	s.url, s.address = srv.URL, srv.Listener.Addr().String()
 	s.stop = sync.OnceFunc(func() {

@@ -1,0 +1,282 @@
+package viewersession
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// TestAgainstModel takes thousands of random steps and compares each with a
+// simple model of what may be injected at that moment. A failing run prints
+// its seed; VIEWER_SESSION_SEED repeats it.
+func TestAgainstModel(t *testing.T) {
+	seeds := []uint64{rand.Uint64(), rand.Uint64(), rand.Uint64(), rand.Uint64()}
+	if text := os.Getenv("VIEWER_SESSION_SEED"); text != "" {
+		seed, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seeds = []uint64{seed}
+	}
+	results := make(map[string]int)
+	for _, seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newModel(t, seed)
+				m.results = results
+				defer m.end()
+				for m.steps = range 3000 {
+					m.step()
+				}
+			})
+		})
+	}
+	t.Log(results)
+	for _, want := range []string{"hit", "renewing", "minted", "stale", "unavailable", "timeout", "throttled", "rejected", "key_refused", "invalid_reply"} {
+		if results[want] == 0 && len(seeds) > 1 {
+			t.Errorf("%s never came about, so it was not tested", want)
+		}
+	}
+}
+
+// model is what is known of the world outside the pool.
+type model struct {
+	t     *testing.T
+	rand  *rand.Rand
+	steps int
+
+	pool   *pool
+	tenant *tenant
+	api    *fakeAPI // shared by all configs
+	key    string   // what {file} gives
+	file   string
+
+	mu         sync.Mutex // the API answers in goroutines of their own
+	fault      string
+	faultSince time.Time // of the present fault, or of health
+	grant      time.Duration
+
+	issued map[string]issue // by token
+	latest map[string]issue // what the cache must have, by document, user and key
+
+	results map[string]int // how often each came about
+}
+
+// issue is a token that the API issued.
+type issue struct {
+	name, key string
+	exp       int64
+	life      time.Duration
+}
+
+func newModel(t *testing.T, seed uint64) *model {
+	m := &model{
+		t: t, rand: rand.New(rand.NewPCG(seed, 0)), api: new(fakeAPI), key: "pdf_live_test0", file: t.TempDir() + "/key",
+		issued: make(map[string]issue), latest: make(map[string]issue), faultSince: time.Now(),
+	}
+	m.writeKey()
+	m.api.set(m.answer)
+	m.join()
+	return m
+}
+
+func (m *model) settings() poolSettings {
+	s := testSettings(m.t)
+	s.apiKey = "{file." + m.file + "}"
+	return s
+}
+
+func (m *model) join() {
+	m.tenant = newTenant(m.api, zap.NewNop(), m.key)
+	p, err := joinPool(m.settings(), testEndpoint, m.tenant)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if m.pool != nil && p != m.pool {
+		m.t.Fatalf("step %d: a reload got another pool", m.steps)
+	}
+	m.pool = p
+}
+
+func (m *model) end() {
+	if err := m.pool.leave(m.tenant); err != nil {
+		m.t.Error(err)
+	}
+	time.Sleep(time.Minute) // whatever is under way
+}
+
+func (m *model) writeKey() {
+	if err := os.WriteFile(m.file, []byte(m.key), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *model) answer(r mintRequest) (*http.Response, error) {
+	m.mu.Lock()
+	fault, current, grant := m.fault, m.key, m.grant
+	m.mu.Unlock()
+	name := r.doc + "/" + r.user
+	key := strings.TrimPrefix(r.key, "Bearer ")
+	if key != current {
+		return failing(401)(r)
+	}
+	switch fault {
+	case "refused":
+		return refusing(r)
+	case "500":
+		return failing(500)(r)
+	case "403":
+		return failing(403)(r)
+	case "422":
+		return failing(422)(r)
+	case "429":
+		return failing(429, "Retry-After", "20")(r)
+	case "hang":
+		return hanging(r)
+	case "rubbish":
+		return respond(&http.Request{URL: testEndpoint}, 200, `{"jwt":"a.b"}`), nil
+	case "expired":
+		return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, testJWT(map[string]any{"exp": time.Now().Unix()}))), nil
+	case "another's":
+		return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, testJWT(map[string]any{"exp": r.exp, "document_id": "another"}))), nil
+	}
+	exp := r.exp
+	if grant > 0 {
+		exp = time.Now().Add(grant).Unix()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	jwt := testJWT(map[string]any{"exp": exp, "document_id": r.doc, "jti": len(m.issued)})
+	made := issue{name: name, key: key, exp: exp, life: time.Unix(exp, 0).Sub(time.Now())}
+	m.issued[jwt] = made
+	m.latest[name+"/"+key] = made
+	return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, jwt)), nil
+}
+
+func (m *model) step() {
+	n := m.rand.IntN(100)
+	if n < 70 {
+		m.request()
+		synctest.Wait()
+		return
+	}
+	if n < 90 {
+		most := []time.Duration{5 * time.Second, 5 * time.Second, 5 * time.Second, 15 * time.Minute, 90 * time.Minute}[m.rand.IntN(5)]
+		time.Sleep(time.Duration(m.rand.Int64N(int64(most))))
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case n < 95:
+		m.setFault()
+	case n < 96:
+		m.grant = []time.Duration{0, 0, 2 * time.Minute, 10 * time.Minute}[m.rand.IntN(4)]
+	case n < 98: // a reload
+		old := m.tenant
+		m.join()
+		if err := m.pool.leave(old); err != nil {
+			m.t.Error(err)
+		}
+	case n < 99: // a reload that is refused
+		current := m.tenant
+		m.join()
+		if err := m.pool.leave(m.tenant); err != nil {
+			m.t.Error(err)
+		}
+		m.tenant = current
+	default: // the key is rotated, and the old one refused from now on
+		m.key = fmt.Sprintf("pdf_live_test%d", m.steps)
+		m.writeKey()
+		m.faultSince = time.Now()
+	}
+}
+
+func (m *model) setFault() {
+	faults := []string{"", "", "", "", "refused", "500", "403", "422", "429", "hang", "rubbish", "expired", "another's"}
+	m.fault = faults[m.rand.IntN(len(faults))]
+	m.faultSince = time.Now()
+}
+
+func (m *model) request() {
+	document, user := fmt.Sprint("doc", m.rand.IntN(6)), []string{"", "alice", "bob"}[m.rand.IntN(3)]
+	a := testAsk(document)
+	a.userID = user
+	name := document + "/" + user
+	used := m.pool.credential().apiKey
+	m.mu.Lock()
+	before, calls := m.latest[name+"/"+used], m.api.count()
+	m.mu.Unlock()
+	start := time.Now()
+	tok, result, f := m.pool.get(m.t.Context(), a)
+	took := time.Since(start)
+	if f != nil {
+		m.results[string(f.reason)]++
+	} else {
+		m.results[string(result)]++
+	}
+	complain := func(format string, args ...any) {
+		m.t.Helper()
+		m.t.Fatalf("step %d, fault %q for %s, %s: %s", m.steps, m.fault, start.Sub(m.faultSince), name, fmt.Sprintf(format, args...))
+	}
+	if took > DefaultTimeout {
+		complain("it took %s", took)
+	}
+
+	remaining := time.Unix(before.exp, 0).Sub(start)
+	minRemaining := a.minRemaining
+	if before.life < a.ttl {
+		minRemaining = time.Duration(float64(minRemaining) * float64(before.life) / float64(a.ttl))
+	}
+
+	// Whoever has a valid token gets one, whatever the API does.
+	if f != nil {
+		if remaining > took && f.reason != reasonClientGone && m.pool.credential().apiKey == used {
+			complain("%v, although a token is valid for another %s", f, remaining)
+		}
+		// With the API well for longer than any back-off, there is a token.
+		if m.fault == "" && start.Sub(m.faultSince) > 40*time.Second {
+			complain("%v, although the API is well", f)
+		}
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// A token is one that the API issued for just this, and it has not expired.
+	made, ok := m.issued[tok.jwt]
+	switch {
+	case !ok:
+		complain("the API never issued the token")
+	case made.name != name:
+		complain("the token was issued for %s", made.name)
+	case made.key != used && made.key != m.key:
+		complain("the token was issued under the key %s", made.key)
+	case made.exp <= time.Now().Unix():
+		complain("the token expired %s ago", time.Since(time.Unix(made.exp, 0)))
+	}
+	// A token that is far from its renewal is used without a call.
+	if renewal := time.Duration(float64(before.life+minRemaining) / 2 * (1 + renewalSpread)); remaining > renewal {
+		if m.api.count() != calls || result != resultHit || took > 0 {
+			complain("result %s after %s and %d calls, although a fresh token was there", result, took, m.api.count()-calls)
+		}
+	}
+	// One that runs short is used only if none can be minted.
+	if left := time.Until(time.Unix(made.exp, 0)); m.fault == "" && start.Sub(m.faultSince) > badNewsAge+40*time.Second {
+		need := a.minRemaining
+		if made.life < a.ttl {
+			need = time.Duration(float64(need) * float64(made.life) / float64(a.ttl))
+		}
+		if left < need {
+			complain("a token with %s left, although the API is well", left)
+		}
+	}
+}
