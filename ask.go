@@ -151,7 +151,7 @@ func (t *askTemplate) resolve(repl *caddy.Replacer, documentID string) (ask, err
 	var err error
 	if t.userID != "" {
 		if a.userID, err = replaceText(t.userID, repl); err != nil {
-			return ask{}, &failure{reason: reasonNoUser, err: fmt.Errorf("user_id: %w; authentication must run before viewer_session and set it", err)}
+			return ask{}, &failure{reason: reasonNoUser, err: fmt.Errorf("user_id: %w", err)}
 		}
 	}
 	if a.permissions == nil {
@@ -219,7 +219,7 @@ func newClaimSet(claims map[string]json.RawMessage) (claimSet, error) {
 	var set claimSet
 	static := true
 	for _, name := range slices.Sorted(maps.Keys(claims)) {
-		value, err := decodeClaim(claims[name])
+		value, err := decodeJSON(claims[name])
 		if err != nil {
 			return claimSet{}, fmt.Errorf("claim %q: %w", name, err)
 		}
@@ -256,8 +256,8 @@ func (s *claimSet) resolve(repl *caddy.Replacer) (string, error) {
 	return b.String(), nil
 }
 
-// decodeClaim reads exactly one JSON value and keeps numbers as they are written.
-func decodeClaim(raw json.RawMessage) (any, error) {
+// decodeJSON reads exactly one JSON value and keeps numbers as they are written.
+func decodeJSON(raw json.RawMessage) (any, error) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	var value any
@@ -339,7 +339,6 @@ func clientWritten(placeholder string, queryAllowed bool) bool {
 		"http.request.header.",
 		"http.request.cookie.",
 		"http.request.body",
-		"http.request.form.",
 	} {
 		if strings.HasPrefix(placeholder, prefix) {
 			return true

@@ -1,6 +1,7 @@
 package viewersession
 
 import (
+	"crypto/sha256"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -11,6 +12,10 @@ const (
 	// rowLength is how many different documents must fail one after the other
 	// before the endpoint is held to be in trouble. One bad id is not enough.
 	rowLength = 3
+
+	// successGrace is how long a success speaks for the endpoint: mints that
+	// fail although others succeed have trouble of their own.
+	successGrace = 5 * time.Second
 
 	// maxProbes is how many mints may try at once whether the endpoint is
 	// back. More than one, so that a document which always fails cannot stand
@@ -29,28 +34,36 @@ const (
 	// nothing else has been heard of it.
 	badNewsAge = time.Minute
 
-	// maxRemembered bounds the failed documents that are remembered: their
-	// ids come from strangers.
+	// maxRemembered bounds the failed asks that are remembered: their ids
+	// come from strangers.
 	maxRemembered = 4096
 )
 
 // backoff decides whether a mint may be sent now. It remembers what failed:
-// per document, and for the endpoint as a whole.
+// per ask, and for the endpoint as a whole.
 //
 // It is never a dead stop. When a delay is over, a few mints go through to see
 // whether the endpoint is back, and the first that succeeds lets all through.
 type backoff struct {
 	mu sync.Mutex
 
-	remembered map[string]remembered // by flight key
+	remembered map[askHash]remembered
 
-	row        []string  // the different documents that failed since the last answer
-	cause      *failure  // why the endpoint is held back; nil while it is not
-	until      time.Time // no mint before
-	delay      time.Duration
-	probes     int    // under way
-	lastFailed string // the document that failed last: others come first
+	// throttle is what the API said when it named a time, and is kept until
+	// that time whatever else happens.
+	throttle *failure
+
+	row         []askHash // the different documents that failed since the last answer
+	lastSuccess time.Time
+	cause       *failure  // why the endpoint is held back; nil while it is not
+	until       time.Time // no mint before, while it is held back
+	delay       time.Duration
+	probes      int     // under way
+	lastFailed  askHash // the document that failed last: others come first
 }
+
+// askHash stands for an ask or a document, whose own length strangers choose.
+type askHash [sha256.Size]byte
 
 type remembered struct {
 	cause *failure
@@ -60,32 +73,41 @@ type remembered struct {
 // admission is what admit grants: the right to send one mint. It must be
 // handed back through settle.
 type admission struct {
-	key   string
-	probe bool
+	ask, document askHash
+	probe         bool
 }
 
-// admit returns the failure to answer with if no mint may be sent for key now.
-func (b *backoff) admit(key string, now time.Time) (admission, *failure) {
+// admit returns the failure to answer with if no mint may be sent now for the
+// ask with this name, which is for this document.
+func (b *backoff) admit(name, document string, now time.Time) (admission, *failure) {
+	a := admission{ask: sha256.Sum256([]byte(name)), document: sha256.Sum256([]byte(document))}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if r, ok := b.remembered[key]; ok {
+	if r, ok := b.remembered[a.ask]; ok {
 		if now.Before(r.until) {
 			return admission{}, r.cause
 		}
-		delete(b.remembered, key)
+		delete(b.remembered, a.ask)
+	}
+	if b.throttle != nil {
+		if now.Before(b.throttle.retryAt) {
+			return admission{}, b.throttle
+		}
+		b.throttle = nil
 	}
 	if b.cause == nil {
-		return admission{key: key}, nil
+		return a, nil
 	}
 	until := b.until
-	if key == b.lastFailed {
+	if a.document == b.lastFailed {
 		until = until.Add(b.delay)
 	}
 	if now.Before(until) || b.probes >= maxProbes {
 		return admission{}, b.cause
 	}
 	b.probes++
-	return admission{key: key, probe: true}, nil
+	a.probe = true
+	return a, nil
 }
 
 // settle records how an admitted mint ended and returns the failure to answer
@@ -99,65 +121,62 @@ func (b *backoff) settle(a admission, f *failure, now time.Time) *failure {
 	}
 	switch {
 	case f == nil:
-		delete(b.remembered, a.key)
-		b.answered(a, now)
+		b.lastSuccess = now
+		b.reset()
 	case f.reason == reasonRateLimited:
 		// It was never sent: nothing is known of the endpoint.
-	case f.reason == reasonThrottled:
-		return b.hold(a, f, now)
-	case !f.endpointTrouble():
-		b.remember(a.key, f, now)
-		b.answered(a, now)
-	default:
-		b.remember(a.key, f, now)
-		if !slices.Contains(b.row, a.key) && len(b.row) < rowLength {
-			b.row = append(b.row, a.key)
+	case f.reason == reasonThrottled && !f.retryAt.IsZero():
+		if b.throttle == nil || b.throttle.retryAt.Before(f.retryAt) {
+			b.throttle = f
 		}
-		// While the endpoint is held back, only a probe's failure prolongs
-		// it: mints that were under way before say nothing new.
-		if len(b.row) >= rowLength && (b.cause == nil || a.probe) {
-			return b.hold(a, f, now)
+		// Afterwards a few go first.
+		b.hold(admission{}, f, now)
+		return b.throttle
+	case f.reason == reasonThrottled:
+		b.hold(admission{}, f, now)
+		return b.cause
+	case !f.endpointTrouble():
+		b.remember(a.ask, f, now)
+		b.reset() // it answers
+	default:
+		b.remember(a.ask, f, now)
+		if !slices.Contains(b.row, a.document) && len(b.row) < rowLength {
+			b.row = append(b.row, a.document)
+		}
+		sure := f.unsent || f.reason == reasonKeyRefused || now.Sub(b.lastSuccess) >= successGrace
+		// Mints that were under way when the endpoint was held back say
+		// nothing new: only a probe's failure prolongs it.
+		if a.probe || b.cause == nil && len(b.row) >= rowLength && sure {
+			b.hold(a, f, now)
+			return b.cause
 		}
 	}
 	return f
 }
 
-// answered ends the back-off: the endpoint is there. Only a time that it named
-// itself is kept to the end.
-func (b *backoff) answered(a admission, now time.Time) {
-	if b.cause != nil && b.cause.reason == reasonThrottled && now.Before(b.until) && !a.probe {
-		return
-	}
-	b.reset()
-}
-
 func (b *backoff) reset() {
-	b.row, b.cause, b.until, b.delay, b.lastFailed = nil, nil, time.Time{}, 0, ""
+	b.row, b.cause, b.until, b.delay, b.lastFailed = nil, nil, time.Time{}, 0, askHash{}
 }
 
-// hold opens the back-off or prolongs it, and returns what to answer meanwhile.
-func (b *backoff) hold(a admission, f *failure, now time.Time) *failure {
-	if f.reason != reasonThrottled {
-		b.lastFailed = a.key
-	}
+// hold opens the back-off or prolongs it.
+func (b *backoff) hold(a admission, f *failure, now time.Time) {
+	b.lastFailed = a.document
 	b.delay = min(max(2*b.delay, firstDelay), maxDelay)
-	until := f.retryAt
-	if until.IsZero() {
-		// Jitter: a fleet of gateways must not come back in step.
-		until = now.Add(b.delay/2 + rand.N(b.delay/2+1))
-	}
-	if b.cause != nil && until.Before(b.until) {
-		return b.cause
-	}
+	// Jitter: a fleet of gateways must not come back in step.
+	b.until = now.Add(b.delay/2 + rand.N(b.delay/2+1))
 	held := *f
-	held.retryAt = until
-	b.until, b.cause = until, &held
-	return b.cause
+	if held.retryAt.IsZero() {
+		held.retryAt = b.until
+	}
+	if b.until.Before(held.retryAt) {
+		b.until = held.retryAt
+	}
+	b.cause = &held
 }
 
-func (b *backoff) remember(key string, f *failure, now time.Time) {
+func (b *backoff) remember(ask askHash, f *failure, now time.Time) {
 	if b.remembered == nil {
-		b.remembered = make(map[string]remembered)
+		b.remembered = make(map[askHash]remembered)
 	}
 	if len(b.remembered) >= maxRemembered {
 		for other := range b.remembered { // any will do: a mint too many does no harm
@@ -169,14 +188,15 @@ func (b *backoff) remember(key string, f *failure, now time.Time) {
 	if f.permanent() {
 		memory = refusalMemory
 	}
-	b.remembered[key] = remembered{f, now.Add(memory)}
+	b.remembered[ask] = remembered{f, now.Add(memory)}
 }
 
 // holding reports whether the endpoint is held back, and nobody knows better yet.
 func (b *backoff) holding(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.cause != nil && now.Before(b.until.Add(badNewsAge))
+	return b.throttle != nil && now.Before(b.throttle.retryAt) ||
+		b.cause != nil && now.Before(b.until.Add(badNewsAge))
 }
 
 // forgetRefusals lets everything be tried at once that failed because the API
@@ -184,9 +204,9 @@ func (b *backoff) holding(now time.Time) bool {
 func (b *backoff) forgetRefusals() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for key, r := range b.remembered {
+	for ask, r := range b.remembered {
 		if r.cause.reason == reasonKeyRefused {
-			delete(b.remembered, key)
+			delete(b.remembered, ask)
 		}
 	}
 	if b.cause != nil && b.cause.reason == reasonKeyRefused {

@@ -10,7 +10,7 @@ import (
 var errTest = errors.New("test")
 
 func fail(b *backoff, key string, r reason, now time.Time) *failure {
-	a, f := b.admit(key, now)
+	a, f := b.admit(key, key, now)
 	if f != nil {
 		return f
 	}
@@ -23,13 +23,13 @@ func TestFewProbesAtOnce(t *testing.T) {
 	for i := range rowLength {
 		fail(&b, fmt.Sprint("doc", i), reasonUnavailable, now)
 	}
-	if _, f := b.admit("early", now); f == nil {
+	if _, f := b.admit("early", "early", now); f == nil {
 		t.Fatal("no back-off")
 	}
 	now = now.Add(maxDelay)
 	var probes []admission
 	for i := range 100 {
-		if a, f := b.admit(fmt.Sprint("probe", i), now); f == nil {
+		if a, f := b.admit(fmt.Sprint("probe", i), fmt.Sprint("probe", i), now); f == nil {
 			probes = append(probes, a)
 		}
 	}
@@ -76,7 +76,7 @@ func TestOneBurstOfFailuresIsOneDelay(t *testing.T) {
 	now := time.Now()
 	var burst []admission
 	for i := range 200 {
-		a, f := b.admit(fmt.Sprint("doc", i), now)
+		a, f := b.admit(fmt.Sprint("doc", i), fmt.Sprint("doc", i), now)
 		if f != nil {
 			t.Fatal(f)
 		}
@@ -93,15 +93,15 @@ func TestOneBurstOfFailuresIsOneDelay(t *testing.T) {
 func TestWhatTheAPINamedIsNotShortened(t *testing.T) {
 	var b backoff
 	now := time.Now()
-	before, _ := b.admit("before", now)
-	a, _ := b.admit("throttled", now)
+	before, _ := b.admit("before", "before", now)
+	a, _ := b.admit("throttled", "throttled", now)
 	b.settle(a, &failure{reason: reasonThrottled, err: errTest, retryAt: now.Add(time.Minute)}, now)
 	// A mint that was under way succeeds: the API still wants its minute.
 	b.settle(before, nil, now)
-	if _, f := b.admit("next", now.Add(59*time.Second)); f == nil || f.reason != reasonThrottled {
+	if _, f := b.admit("next", "next", now.Add(59*time.Second)); f == nil || f.reason != reasonThrottled {
 		t.Errorf("admitted before the API's time: %v", f)
 	}
-	if _, f := b.admit("next", now.Add(time.Minute)); f != nil {
+	if _, f := b.admit("next", "next", now.Add(time.Minute)); f != nil {
 		t.Errorf("not admitted at the API's time: %v", f)
 	}
 }
@@ -133,5 +133,70 @@ func TestLogGate(t *testing.T) {
 	}
 	if _, ok := g.open(reasonRejected, now); !ok {
 		t.Error("one kind of trouble silences another")
+	}
+}
+
+func TestOneBadDocumentOfSeveralUsersHoldsUpNobody(t *testing.T) {
+	var b backoff
+	now := time.Now()
+	for i := range 100 {
+		a, f := b.admit(fmt.Sprint("bad for user ", i), "bad", now)
+		if f != nil {
+			t.Fatal(f)
+		}
+		b.settle(a, &failure{reason: reasonUnavailable, err: errTest}, now)
+	}
+	if b.holding(now) {
+		t.Error("one document of a hundred users counts as a hundred")
+	}
+}
+
+// While others succeed, failures are the documents' own, and not the endpoint's.
+func TestBadDocumentsAmongGoodOnesHoldUpNobody(t *testing.T) {
+	var b backoff
+	now := time.Now()
+	for i := range 1000 {
+		if i%50 == 0 {
+			a, f := b.admit(fmt.Sprint("good", i), fmt.Sprint("good", i), now)
+			if f != nil {
+				t.Fatalf("after %d: %v", i, f)
+			}
+			b.settle(a, nil, now)
+		}
+		fail(&b, fmt.Sprint("bad", i), reasonUnavailable, now)
+		now = now.Add(50 * time.Millisecond)
+	}
+}
+
+func TestUnusableTokenOfOneUserHoldsUpNobody(t *testing.T) {
+	var b backoff
+	now := time.Now()
+	for i := range 100 {
+		a, f := b.admit(fmt.Sprint("doc", i), fmt.Sprint("doc", i), now)
+		if f != nil {
+			t.Fatal(f)
+		}
+		b.settle(a, &failure{reason: reasonInvalidReply, ofOneDocument: true, err: errTest}, now)
+	}
+	if b.holding(now) {
+		t.Error("tokens that are too long for one user hold up all")
+	}
+}
+
+func TestThrottleInsideABackoff(t *testing.T) {
+	var b backoff
+	now := time.Now()
+	late, _ := b.admit("late", "late", now)
+	slow, _ := b.admit("slow", "slow", now)
+	for i := range rowLength {
+		fail(&b, fmt.Sprint("doc", i), reasonUnavailable, now)
+	}
+	throttled := &failure{reason: reasonThrottled, err: errTest, retryAt: now.Add(2 * time.Second)}
+	if f := b.settle(late, throttled, now); f.reason != reasonThrottled {
+		t.Errorf("throttled, but the answer is %s", f.reason)
+	}
+	b.settle(slow, nil, now)
+	if _, f := b.admit("next", "next", now.Add(1999*time.Millisecond)); f == nil || f.reason != reasonThrottled {
+		t.Errorf("a success made the API's time shorter: %v", f)
 	}
 }

@@ -20,6 +20,10 @@ const (
 	// each token that fits.
 	typicalTokenBytes = 1 << 10
 
+	// maxCounters bounds the access sketch's memory, which is taken at once, to
+	// about 400 MB; it is reached with a cache of 13 GiB.
+	maxCounters = 1 << 27
+
 	// recentShare is the part of the cache that holds tokens which ristretto
 	// turned away.
 	recentShare = 8
@@ -50,7 +54,7 @@ type tokenCache struct {
 func newTokenCache(maxBytes int64) (*tokenCache, error) {
 	forRecent := maxBytes / recentShare
 	main, err := ristretto.NewCache(&ristretto.Config[uint64, *token]{
-		NumCounters:        max(1000, 10*maxBytes/typicalTokenBytes),
+		NumCounters:        min(max(1000, 10*maxBytes/typicalTokenBytes), maxCounters),
 		MaxCost:            maxBytes - forRecent,
 		BufferItems:        64,
 		IgnoreInternalCost: true, // it is part of tokenOverhead
@@ -100,7 +104,9 @@ func (c *tokenCache) put(t *token, now time.Time) {
 		c.recent.remove(t.key)
 		return
 	}
-	c.recent.put(t, now)
+	if t.cost() <= c.recent.maxBytes/recentShare { // one must not push out all the others
+		c.recent.put(t, now)
+	}
 }
 
 // close ends the cache's goroutine. Later calls find nothing and store nothing.

@@ -21,7 +21,7 @@ func newTestCache(t *testing.T, size int64) *tokenCache {
 
 func cachedToken(key string) *token {
 	now := time.Now()
-	return newToken(key, strings.Repeat("t", 900), now.Add(time.Hour).Unix(), time.Hour, now)
+	return newToken(key, strings.Repeat("t", 900), now.Add(time.Hour).Unix(), now.Add(time.Hour).Unix(), now)
 }
 
 func TestCacheIsVisibleAtOnce(t *testing.T) {
@@ -115,7 +115,7 @@ func TestExpiredTokensAreNotStored(t *testing.T) {
 	c := newTestCache(t, minCacheSize)
 	now := time.Now()
 	// A ttl of zero would mean forever to ristretto.
-	c.put(newToken("key", "jwt", now.Unix(), time.Hour, now.Add(-time.Hour)), time.Unix(now.Unix(), 0))
+	c.put(newToken("key", "jwt", now.Unix(), now.Unix(), now.Add(-time.Hour)), time.Unix(now.Unix(), 0))
 	if c.get([]byte("key")) != nil {
 		t.Error("an expired token was stored")
 	}

@@ -79,7 +79,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		if arg := d.Val(); arg == "*" || strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, "@") {
 			return d.Errf("viewer_session takes no matcher (%s): it must see every request, to remove what clients send under the token's name; say which paths get a token with document_path inside its block", arg)
 		}
-		return d.Errf("viewer_session takes no argument (%s): options go into its block", d.Val())
+		return d.Err("viewer_session takes no argument: options go into its block") // not quoted: it may be the key
 	}
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
@@ -166,9 +166,9 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (known 
 	case "on_error":
 		err = oneArg(d, &h.OnError)
 	case "api_key":
-		if err = oneArg(d, &h.APIKey); err == nil {
-			err = wrap(d, checkKeyPlaceholder(h.APIKey))
-		}
+		// No error may quote what stands here: it may well be the key.
+		h.APIKey = strings.Join(d.RemainingArgs(), " ")
+		err = wrap(d, checkKeyPlaceholder(h.APIKey))
 	case "endpoint":
 		err = oneArg(d, &h.Endpoint)
 	case "insecure_endpoint":
@@ -254,11 +254,8 @@ func (h *Handler) unmarshalCacheSize(d *caddyfile.Dispenser) error {
 	if err != nil || size > math.MaxInt64 {
 		return d.Errf("cache_size %q is not a size: write for example 64MiB", text)
 	}
-	if size < minCacheSize {
-		return d.Errf("cache_size %s: write at least 1MiB", text)
-	}
 	h.CacheSize = int64(size)
-	return nil
+	return wrap(d, checkCacheSize(h.CacheSize))
 }
 
 func (h *Handler) unmarshalTransport(d *caddyfile.Dispenser) error {
@@ -268,13 +265,15 @@ func (h *Handler) unmarshalTransport(d *caddyfile.Dispenser) error {
 	if d.Val() != "http" {
 		return d.Errf("transport %q: the only one is http", d.Val())
 	}
+	if d.CountRemainingArgs() > 0 {
+		return d.Err("transport http takes no further argument: its options go into a block")
+	}
 	mod, err := caddyfile.UnmarshalModule(d, transportModule)
 	if err != nil {
 		return err
 	}
 	h.TransportRaw = caddyconfig.JSONModuleObject(mod.(*reverseproxy.HTTPTransport), "protocol", "http", nil)
-	_, err = h.transportJSON()
-	return wrap(d, err)
+	return nil
 }
 
 // unmarshalClaim reads a name and a value, typed as Caddy types scalars.
@@ -302,7 +301,7 @@ func unmarshalClaimJSON(d *caddyfile.Dispenser, claims *map[string]json.RawMessa
 	if !d.Args(&name, &value) {
 		return d.Errf("%s needs a name and JSON, in backquotes if it holds spaces or quotes", option)
 	}
-	if _, err := decodeClaim(json.RawMessage(value)); err != nil {
+	if _, err := decodeJSON(json.RawMessage(value)); err != nil {
 		return d.Errf("%s %s: %v", option, name, err)
 	}
 	return addClaim(d, option, claims, name, json.RawMessage(value))

@@ -38,9 +38,8 @@ const (
 // The request goes through transport.RoundTrip: redirects are not followed, so
 // the key reaches no host but the endpoint's.
 func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.URL, apiKey string, a *ask) (minted mintReply, err error) {
-	sent := time.Now()
-	askedExp := sent.Add(a.ttl).Unix()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.String(), bytes.NewReader(a.body(askedExp)))
+	minted.askedExp = time.Now().Add(a.ttl).Unix()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.String(), bytes.NewReader(a.body(minted.askedExp)))
 	if err != nil {
 		return mintReply{}, &failure{reason: reasonUnavailable, err: fmt.Errorf("building the request for %s: %w", endpoint.Host, err)}
 	}
@@ -51,33 +50,35 @@ func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.U
 
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		return mintReply{}, transportFailure(ctx, endpoint.Host, err)
+		return mintReply{}, transportFailure(ctx, endpoint.Host, apiKey, err)
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		// The body would be the connection, which heeds no deadline.
+		return mintReply{}, statusFailure(resp, nil, apiKey)
+	}
 	reply, err := io.ReadAll(io.LimitReader(resp.Body, maxReplyBytes+1))
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
 		// Whatever could be read of an error is only quoted.
-		return mintReply{}, statusFailure(resp, reply, apiKey, sent)
+		return mintReply{}, statusFailure(resp, reply, apiKey)
 	}
 	if err != nil {
-		return mintReply{}, transportFailure(ctx, endpoint.Host, err)
+		return mintReply{}, transportFailure(ctx, endpoint.Host, apiKey, err)
 	}
-	jwt, err := readReply(reply)
-	if err == nil {
-		minted.jwt = jwt
-		minted.exp, minted.hasExp, err = readToken(jwt, a, askedExp, time.Now())
-	}
-	if err != nil {
+	if minted.jwt, err = readReply(reply); err != nil {
 		return mintReply{}, &failure{reason: reasonInvalidReply, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
+	}
+	if minted.exp, minted.hasExp, err = readToken(minted.jwt, a, minted.askedExp, time.Now()); err != nil {
+		return mintReply{}, &failure{reason: reasonInvalidReply, ofOneDocument: true, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
 	}
 	return minted, nil
 }
 
 // mintReply is a checked answer.
 type mintReply struct {
-	jwt    string
-	exp    int64 // Unix seconds
-	hasExp bool  // false: the token does not say, and exp is the one asked for
+	jwt           string
+	exp, askedExp int64 // Unix seconds
+	hasExp        bool  // false: the token does not say, and exp is the one asked for
 }
 
 func readReply(reply []byte) (jwt string, err error) {
@@ -95,34 +96,40 @@ func readReply(reply []byte) (jwt string, err error) {
 	return jwt, nil
 }
 
-func transportFailure(ctx context.Context, host string, err error) *failure {
+// transportFailure is for when there is no whole answer. The error is quoted as
+// text, since it may hold a piece of what was received.
+func transportFailure(ctx context.Context, host, apiKey string, err error) *failure {
 	_, dialing := errors.AsType[reverseproxy.DialError](err)
+	text := cleanDetail(err.Error(), apiKey)
 	if ctx.Err() != nil || !dialing && errors.Is(err, context.DeadlineExceeded) {
-		return &failure{reason: reasonTimeout, err: fmt.Errorf("%s did not answer in time: %w", host, err)}
+		return &failure{reason: reasonTimeout, err: fmt.Errorf("%s did not answer in time: %s", host, text)}
 	}
 	return &failure{
 		reason: reasonUnavailable,
-		err:    fmt.Errorf("%s cannot be reached: %w", host, err),
+		err:    fmt.Errorf("%s cannot be reached: %s", host, text),
 		unsent: dialing,
 	}
 }
 
 // statusFailure turns an answer other than 200 and 201 into a failure.
-func statusFailure(resp *http.Response, reply []byte, apiKey string, now time.Time) *failure {
+func statusFailure(resp *http.Response, reply []byte, apiKey string) *failure {
 	f := &failure{reason: reasonUnavailable}
-	retryAt := readRetryAfter(resp.Header.Get("Retry-After"), now)
+	retryAfter := resp.Header.Get("Retry-After")
 	var hint string
 	switch code := resp.StatusCode; {
 	case code == http.StatusUnauthorized, code == http.StatusForbidden:
 		f.reason = reasonKeyRefused
+		f.misconfigured = true
 		hint = "; the key is refused: check api_key. An account has a Viewer key and a Processor key, both begin with pdf_live_, and only the Viewer key is accepted here"
-	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable && !retryAt.IsZero():
+	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable && retryAfter != "":
 		f.reason = reasonThrottled
-		f.retryAt = retryAt
+		f.retryAt = readRetryAfter(retryAfter, time.Now())
 	case code == http.StatusNotFound:
 		f.reason = reasonRejected
+		f.misconfigured = true
 		hint = "; check endpoint: the API does not look documents up when it mints, so it is the address that is unknown"
 	case code >= 300 && code < 400:
+		f.misconfigured = true
 		hint = "; redirects are not followed, so that the key stays with one host: check endpoint"
 	case code >= 400 && code < 500 && code != http.StatusRequestTimeout:
 		f.reason = reasonRejected
@@ -147,7 +154,7 @@ func readRetryAfter(value string, now time.Time) time.Time {
 }
 
 var (
-	jwtInText = regexp.MustCompile(`[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*`)
+	jwtInText = regexp.MustCompile(`eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]*)?`)
 	keyInText = regexp.MustCompile(`pdf_[A-Za-z0-9_-]+`)
 )
 

@@ -41,6 +41,16 @@ type failure struct {
 	// unsent is true if the API surely did not see the request, so that
 	// sending it once more cannot mint twice.
 	unsent bool
+
+	// misconfigured is true if it is for the operator to mend.
+	misconfigured bool
+
+	// ofOneDocument is true if what was wrong with the answer says nothing of
+	// the endpoint: a token that is too long, or another's.
+	ofOneDocument bool
+
+	// gaveWay is true for a renewal that left mint_rate to those who wait.
+	gaveWay bool
 }
 
 func (f *failure) Error() string { return f.err.Error() }
@@ -73,8 +83,10 @@ func (f *failure) permanent() bool {
 // rather than of the one document that was asked for.
 func (f *failure) endpointTrouble() bool {
 	switch f.reason {
-	case reasonKeyRefused, reasonUnavailable, reasonInvalidReply, reasonTimeout, reasonThrottled:
+	case reasonKeyRefused, reasonUnavailable, reasonTimeout, reasonThrottled:
 		return true
+	case reasonInvalidReply:
+		return !f.ofOneDocument
 	default:
 		return false
 	}

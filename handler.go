@@ -41,8 +41,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		visit = beginVisit(r, repl)
 	}
 	visit.documentID = documentID
-	if r.Method == http.MethodOptions || r.Method == http.MethodTrace {
-		// Neither shows a document, and TRACE would echo the token.
+	if getsNone(r) {
 		visit.set(resultBypass, nil, nil)
 		return next.ServeHTTP(w, r)
 	}
@@ -64,7 +63,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	visit.set(result, token, nil)
 	visit.inject(r, h.carrier, token.jwt)
 	defer visit.eject(r, h.carrier)
-	return next.ServeHTTP(h.guard(w, r), r)
+	return h.serveUncached(w, r, next)
 }
 
 // match returns the first route that matches the path the client asked for,
@@ -79,29 +78,35 @@ func (h *Handler) match(r *http.Request, repl *caddy.Replacer) (*route, string) 
 		return nil, ""
 	}
 	for _, route := range h.routes {
-		if id, ok := route.match(path, repl); ok && h.idFormat(id) {
+		if id, ok := h.matchRoute(route, path, repl); ok {
 			return route, id
 		}
 	}
 	return nil, ""
 }
 
-func (rt *route) match(path string, repl *caddy.Replacer) (id string, ok bool) {
+func (h *Handler) matchRoute(rt *route, path string, repl *caddy.Replacer) (id string, ok bool) {
 	matched := len(rt.patterns) == 0
 	for _, p := range rt.patterns {
-		if id, ok = p.match(path); ok {
-			if p.hasID {
-				return id, true
-			}
-			matched = true
-			break
+		id, ok := p.match(path)
+		if ok && p.hasID && h.idFormat(id) {
+			return id, true
 		}
+		matched = matched || ok && !p.hasID
 	}
 	if !matched {
 		return "", false
 	}
 	id, err := repl.ReplaceOrErr(rt.documentID, true, true)
-	return id, err == nil && utf8.ValidString(id)
+	return id, err == nil && utf8.ValidString(id) && h.idFormat(id)
+}
+
+// getsNone is true for requests to a viewer route that get no token by rule:
+// OPTIONS shows no document, TRACE would echo the token, and error routes are
+// not what the token is for, so that an instance there only strips.
+func getsNone(r *http.Request) bool {
+	return r.Method == http.MethodOptions || r.Method == http.MethodTrace ||
+		r.Context().Value(caddyhttp.ErrorCtxKey) != nil
 }
 
 // withoutToken ends a viewer request for which there is no token: with an
@@ -111,12 +116,12 @@ func (h *Handler) withoutToken(w http.ResponseWriter, r *http.Request, next cadd
 	if f.reason == reasonNoUser {
 		// Once a minute is enough for whoever mends it, and strangers can cause it.
 		if suppressed, ok := h.log.open(f.reason, time.Now()); ok {
-			h.logger.Warn("no token for a request without a user; if users are logged in, authentication runs after viewer_session: it belongs before it, as with forward_auth or basic_auth in the default order",
+			h.logger.Warn("no token for a request without a user id; if users are logged in, authentication likely runs after viewer_session: it belongs before it, as with forward_auth or basic_auth in the default order",
 				zap.Error(f), zap.Int("suppressed", suppressed))
 		}
 	}
 	if h.OnError == "pass" && f.reason != reasonClientGone {
-		return next.ServeHTTP(h.guard(w, r), r)
+		return h.serveUncached(w, r, next)
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	status := f.status()
@@ -142,7 +147,10 @@ type visit struct {
 
 // visitKey is where the visit lies in the request's variables. Clients cannot
 // write them.
-const visitKey = "viewer_session"
+const visitKey = "http.handlers.viewer_session"
+
+// String keeps {http.vars.*} from printing what is inside.
+func (v *visit) String() string { return string(v.result) }
 
 func visitOf(r *http.Request) (*visit, bool) {
 	v, ok := caddyhttp.GetVar(r.Context(), visitKey).(*visit)

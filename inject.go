@@ -24,11 +24,9 @@ func (v *visit) inject(r *http.Request, c carrier, jwt string) {
 	}
 	if c.cookie != "" {
 		stripCookie(r.Header, c.cookie) // there is one only if another instance put it there
-		pair := c.cookie + "=" + jwt
-		if others := r.Header["Cookie"]; len(others) > 0 {
-			pair = strings.Join(others, "; ") + "; " + pair
-		}
-		r.Header["Cookie"] = []string{pair}
+		// In front: some parsers give up at a malformed or the thousandth pair.
+		ours := c.cookie + "=" + jwt
+		r.Header["Cookie"] = []string{strings.Join(append([]string{ours}, r.Header["Cookie"]...), "; ")}
 	}
 	v.carriers = append(v.carriers, c)
 }
@@ -54,23 +52,28 @@ func (v *visit) notCarried(c carrier) carrier {
 		if foldsToHeader(c.header, other.header) {
 			c.header = ""
 		}
-		if c.cookie == other.cookie {
+		if other.cookie != "" && foldsToCookie(c.cookie, other.cookie) {
 			c.cookie = ""
 		}
 	}
 	return c
 }
 
-// guard keeps a response to a viewer request out of caches, unless the
-// config leaves that to the app: a page that holds a token, or shows that there
-// was none, must be neither stored nor revalidated.
-func (h *Handler) guard(w http.ResponseWriter, r *http.Request) http.ResponseWriter {
+// serveUncached calls the next handler and keeps its response out of caches,
+// unless the config leaves that to the app: a page that holds a token, or shows
+// that there was none, must be neither stored nor revalidated.
+func (h *Handler) serveUncached(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if h.AllowStore {
-		return w
+		return next.ServeHTTP(w, r)
 	}
 	delete(r.Header, "If-None-Match")
 	delete(r.Header, "If-Modified-Since")
-	return &cacheGuard{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
+	guard := &cacheGuard{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
+	err := next.ServeHTTP(guard, r)
+	if err == nil {
+		guard.forbidStoring() // for a handler that wrote nothing
+	}
+	return err
 }
 
 // cacheGuard sets Cache-Control just before the final response header is

@@ -58,6 +58,7 @@ type model struct {
 	tenant *tenant
 	api    *fakeAPI // shared by all configs
 	key    string   // what {file} gives
+	keys   []string // all that it gave
 	file   string
 
 	mu         sync.Mutex // the API answers in goroutines of their own
@@ -115,6 +116,7 @@ func (m *model) end() {
 }
 
 func (m *model) writeKey() {
+	m.keys = append(m.keys, m.key)
 	if err := os.WriteFile(m.file, []byte(m.key), 0o600); err != nil {
 		m.t.Fatal(err)
 	}
@@ -156,7 +158,7 @@ func (m *model) answer(r mintRequest) (*http.Response, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	jwt := testJWT(map[string]any{"exp": exp, "document_id": r.doc, "jti": len(m.issued)})
-	made := issue{name: name, key: key, exp: exp, life: time.Unix(exp, 0).Sub(time.Now())}
+	made := issue{name: name, key: key, exp: exp, life: time.Until(time.Unix(exp, 0))}
 	m.issued[jwt] = made
 	m.latest[name+"/"+key] = made
 	return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, jwt)), nil
@@ -201,6 +203,17 @@ func (m *model) step() {
 	}
 }
 
+// provenKey is the key whose tokens are looked up.
+func (m *model) provenKey() string {
+	for _, key := range m.keys {
+		if newCredential(key).account == *m.pool.account.Load() {
+			return key
+		}
+	}
+	m.t.Fatal("tokens of a key that never was are looked up")
+	return ""
+}
+
 func (m *model) setFault() {
 	faults := []string{"", "", "", "", "refused", "500", "403", "422", "429", "hang", "rubbish", "expired", "another's"}
 	m.fault = faults[m.rand.IntN(len(faults))]
@@ -212,7 +225,7 @@ func (m *model) request() {
 	a := testAsk(document)
 	a.userID = user
 	name := document + "/" + user
-	used := m.pool.credential().apiKey
+	used := m.provenKey()
 	m.mu.Lock()
 	before, calls := m.latest[name+"/"+used], m.api.count()
 	m.mu.Unlock()
@@ -240,7 +253,7 @@ func (m *model) request() {
 
 	// Whoever has a valid token gets one, whatever the API does.
 	if f != nil {
-		if remaining > took && f.reason != reasonClientGone && m.pool.credential().apiKey == used {
+		if remaining > took && f.reason != reasonClientGone && m.provenKey() == used {
 			complain("%v, although a token is valid for another %s", f, remaining)
 		}
 		// With the API well for longer than any back-off, there is a token.

@@ -45,6 +45,7 @@ const (
 	minTTL, maxTTL         = time.Minute, 30 * 24 * time.Hour
 	minTimeout, maxTimeout = 100 * time.Millisecond, time.Minute
 	minCacheSize           = 1 << 20
+	maxCacheSize           = 64 << 30
 
 	// idleConnsPerHost keeps a burst of mints from dialing anew each time.
 	idleConnsPerHost = 256
@@ -288,6 +289,7 @@ func (h *Handler) compile() error {
 	}
 	h.routes = nil
 	defaultIDUsed := false
+	seen := make(map[string]bool)
 	for i, config := range routes {
 		r, err := h.newRoute(config)
 		if err != nil {
@@ -295,6 +297,14 @@ func (h *Handler) compile() error {
 				return fmt.Errorf("route %s: %w", config.Paths[0], err)
 			}
 			return fmt.Errorf("route %d: %w", i+1, err)
+		}
+		for j, p := range r.patterns {
+			// Without :id the document's id decides as well.
+			path := strings.ToLower(strings.TrimSuffix(config.Paths[j], "/"))
+			if p.hasID && seen[path] {
+				return fmt.Errorf("pattern %q stands twice: the second never matches; remove one", config.Paths[j])
+			}
+			seen[path] = true
 		}
 		defaultIDUsed = defaultIDUsed || config.DocumentID == "" && r.documentID != ""
 		h.routes = append(h.routes, r)
@@ -422,14 +432,14 @@ func (o TokenOptions) checkShared() error {
 		}
 	}
 	for _, template := range o.VaryBy {
-		if !hasPlaceholder(template) {
-			return fmt.Errorf("vary_by %s holds no placeholder, so nothing varies by it", template)
+		if !slices.ContainsFunc(placeholdersIn(template), variesByRequest) {
+			return fmt.Errorf("vary_by %s is the same for all requests, so nothing varies by it", template)
 		}
 	}
 	if o.Shared || o.UserID != "" || len(o.VaryBy) > 0 {
 		return nil
 	}
-	for _, permission := range o.Permissions {
+	for _, permission := range splitPermissions(o.Permissions) {
 		if permission != DefaultPermission {
 			return fmt.Errorf("permissions %s go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want", strings.Join(o.Permissions, " "))
 		}
@@ -463,7 +473,7 @@ func (o TokenOptions) checkSources(documentID string) error {
 	sources := map[string][]string{"user_id": {o.UserID}, "permissions": o.Permissions}
 	for _, claims := range []map[string]json.RawMessage{o.Claims, o.DocumentClaims} {
 		for name, raw := range claims {
-			value, err := decodeClaim(raw)
+			value, err := decodeJSON(raw)
 			if err != nil {
 				return fmt.Errorf("claim %q: %w", name, err)
 			}
@@ -495,7 +505,7 @@ func checkClaimName(name string) error {
 	if name == "" {
 		return errors.New("claim: the name is empty")
 	}
-	if why, ok := reservedClaims[name]; ok {
+	if why, ok := reservedClaims[strings.ToLower(name)]; ok {
 		return fmt.Errorf("claim %q is reserved: %s", name, why)
 	}
 	return nil
@@ -505,6 +515,10 @@ func checkClaimName(name string) error {
 func newIDFormat(expr string) (func(string) bool, error) {
 	if expr == "" || expr == DefaultDocumentIDFormat {
 		return matchesDefaultIDFormat, nil
+	}
+	// On its own first: with the anchors around it, "a)|(?:b" would compile.
+	if _, err := regexp.Compile(expr); err != nil {
+		return nil, fmt.Errorf("document_id_format: %w", err)
 	}
 	re, err := regexp.Compile(`\A(?:` + expr + `)\z`)
 	if err != nil {
@@ -528,8 +542,7 @@ func (h *Handler) newCarrier() (carrier, error) {
 		}
 	}
 	if c.cookie != "" {
-		// A cookie's name has the syntax of a header's.
-		if !httpguts.ValidHeaderFieldName(c.cookie) {
+		if strings.ContainsFunc(c.cookie, func(r rune) bool { return notBase64URL(r) && r != '.' }) {
 			return carrier{}, fmt.Errorf("request_cookie %q is not a cookie name: write letters, digits, hyphens and underscores", c.cookie)
 		}
 	}
@@ -550,6 +563,8 @@ func reservedHeader(name string) bool {
 		"transfer-encoding", "upgrade", "expect", "range", "forwarded", "via", "max-forwards", "early-data",
 		"user-agent", "referer", "origin", "date", "from", "cache-control", "pragma", "x-real-ip",
 		"x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url",
+		"remote-user", "remote-groups", "remote-name", "remote-email", "x-remote-user", "x-client-ip", "client-ip",
+		"true-client-ip", "cf-connecting-ip", "fastly-client-ip", "x-cluster-client-ip",
 		"x-viewer-rejected", "x-viewer-document", "x-viewer-permissions", "x-viewer-user":
 		return true
 	default:
@@ -581,8 +596,8 @@ func (h *Handler) poolSettings() (poolSettings, *url.URL, error) {
 	if s.cacheSize == 0 {
 		s.cacheSize = DefaultCacheSize
 	}
-	if s.cacheSize < minCacheSize {
-		return poolSettings{}, nil, fmt.Errorf("cache_size %d bytes: write at least 1MiB", s.cacheSize)
+	if err := checkCacheSize(s.cacheSize); err != nil {
+		return poolSettings{}, nil, err
 	}
 	if h.MintRate != nil {
 		var err error
@@ -595,8 +610,15 @@ func (h *Handler) poolSettings() (poolSettings, *url.URL, error) {
 		return poolSettings{}, nil, err
 	}
 	s.endpoint = endpoint.String()
-	s.transport, err = h.transportJSON()
+	s.transport, err = h.transportJSON(endpoint.Scheme)
 	return s, endpoint, err
+}
+
+func checkCacheSize(size int64) error {
+	if size < minCacheSize || size > maxCacheSize {
+		return fmt.Errorf("cache_size of %d bytes: write a size from 1MiB to 64GiB", size)
+	}
+	return nil
 }
 
 func (m *MintRate) limits() (perSecond float64, burst int, err error) {
@@ -661,7 +683,7 @@ func isLoopback(host string) bool {
 
 // transportJSON returns the transport's config with our own defaults filled in,
 // in a form that is the same for the same settings.
-func (h *Handler) transportJSON() (string, error) {
+func (h *Handler) transportJSON(scheme string) (string, error) {
 	var t reverseproxy.HTTPTransport
 	if h.TransportRaw != nil {
 		var protocol struct {
@@ -687,6 +709,12 @@ func (h *Handler) transportJSON() (string, error) {
 	if t.ProxyProtocol != "" {
 		return "", errors.New("transport http: proxy_protocol is refused, because a mint is not made for any one client")
 	}
+	if t.TLS != nil && scheme == "http" {
+		return "", errors.New("transport http: TLS options have no effect on an endpoint with http: write https, or remove them")
+	}
+	if t.TLS != nil && t.TLS.InsecureSkipVerify && !h.InsecureEndpoint {
+		return "", errors.New("transport http: tls_insecure_skip_verify lets anybody on the way read the API key: write tls_trust_pool with the authority's certificate, or insecure_endpoint if you know better")
+	}
 	if t.KeepAlive == nil {
 		t.KeepAlive = new(reverseproxy.KeepAlive)
 	}
@@ -696,7 +724,16 @@ func (h *Handler) transportJSON() (string, error) {
 	if t.MaxResponseHeaderSize == 0 {
 		t.MaxResponseHeaderSize = maxReplyHeaderBytes
 	}
-	canonical, err := json.Marshal(t)
+	raw, err := json.Marshal(t)
+	if err != nil {
+		return "", fmt.Errorf("transport: %w", err)
+	}
+	// Modules inside are raw JSON: sort their members too.
+	members, err := decodeJSON(raw)
+	if err != nil {
+		return "", fmt.Errorf("transport: %w", err)
+	}
+	canonical, err := json.Marshal(members)
 	return string(canonical), err
 }
 

@@ -236,7 +236,7 @@ func canonicalSegmentFollows(s string) bool {
 	return s != "." && !strings.HasPrefix(s, "./")
 }
 
-// matchesDefaultIDFormat is defaultIDFormat by hand: on every viewer request,
+// matchesDefaultIDFormat is DefaultDocumentIDFormat by hand: on every viewer request,
 // a compiled regexp would be the dearest part of matching.
 func matchesDefaultIDFormat(id string) bool {
 	if id == "" || len(id) > 128 {

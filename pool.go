@@ -55,9 +55,17 @@ type pool struct {
 	// The last one stays when all have left, for requests still under way.
 	active atomic.Pointer[tenant]
 
-	mintedAt    atomic.Int64 // when the latest mint succeeded, in Unix nanoseconds
+	// account is whose tokens are looked up: that of the key which minted
+	// last. A new key takes over when it has proven itself, so that a wrong
+	// one takes no valid token away.
+	account atomic.Pointer[account]
+
+	started    time.Time
+	mintedAt   atomic.Int64 // when the latest mint succeeded, as elapsed has it
+	keyChecks  *rate.Limiter
+	failureLog logGate
+
 	noExpWarned atomic.Bool
-	failureLog  logGate
 }
 
 // tenant is what a loaded config lends to the pool: it ends with the config.
@@ -88,8 +96,8 @@ func newCredential(apiKey string) *credential {
 }
 
 // cacheKey completes a flight's name to the key of the cache.
-func (c *credential) cacheKey(name string) []byte {
-	return append(append(make([]byte, 0, len(c.account)+len(name)), c.account[:]...), name...)
+func (a *account) cacheKey(name string) []byte {
+	return append(append(make([]byte, 0, len(a)+len(name)), a[:]...), name...)
 }
 
 // joinPool adds a tenant to the pool with these settings and makes the pool if
@@ -100,12 +108,16 @@ func joinPool(settings poolSettings, endpoint *url.URL, t *tenant) (*pool, error
 		if err != nil {
 			return nil, err
 		}
-		return &pool{
-			settings: settings,
-			endpoint: endpoint,
-			cache:    cache,
-			limiter:  rate.NewLimiter(rate.Limit(settings.rate), settings.burst),
-		}, nil
+		p := &pool{
+			settings:  settings,
+			endpoint:  endpoint,
+			cache:     cache,
+			limiter:   rate.NewLimiter(rate.Limit(settings.rate), settings.burst),
+			keyChecks: rate.NewLimiter(keyCheckRate, keyCheckRate),
+			started:   time.Now(),
+		}
+		p.account.Store(&t.credential.Load().account)
+		return p, nil
 	})
 	if err != nil {
 		return nil, err
@@ -114,7 +126,7 @@ func joinPool(settings poolSettings, endpoint *url.URL, t *tenant) (*pool, error
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tenants = append(p.tenants, t)
-	p.active.Store(p.tenants[0])
+	p.activate()
 	return p, nil
 }
 
@@ -122,12 +134,21 @@ func joinPool(settings poolSettings, endpoint *url.URL, t *tenant) (*pool, error
 func (p *pool) leave(t *tenant) error {
 	p.mu.Lock()
 	p.tenants = slices.DeleteFunc(p.tenants, func(other *tenant) bool { return other == t })
-	if len(p.tenants) > 0 {
-		p.active.Store(p.tenants[0])
-	}
+	p.activate()
 	p.mu.Unlock()
 	_, err := pools.Delete(p.settings)
 	return err
+}
+
+// activate lets the first tenant be the one that is used. The caller holds p.mu.
+func (p *pool) activate() {
+	if len(p.tenants) == 0 || p.active.Load() == p.tenants[0] {
+		return
+	}
+	before := p.active.Swap(p.tenants[0])
+	if before != nil && before.credential.Load().apiKey != p.credential().apiKey {
+		p.backoff.forgetRefusals()
+	}
 }
 
 // Destruct implements caddy.Destructor. Mints under way go on for the requests
@@ -155,7 +176,7 @@ const (
 // caller waits; a mint goes on for the others who wait for it.
 func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	var buf [512]byte
-	key := a.appendKey(append(buf[:0], p.credential().account[:]...))
+	key := a.appendKey(append(buf[:0], p.account.Load()[:]...))
 	now := time.Now()
 	cached := p.cache.get(key)
 	state := cached.freshness(now, a.minRemaining)
@@ -192,34 +213,37 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 // and finds out, since it would be handed a token that runs short otherwise.
 func (p *pool) failing(cached *token, now time.Time) bool {
 	failedAt := cached.failedAt.Load()
-	return failedAt > p.mintedAt.Load() && now.UnixNano()-failedAt < int64(badNewsAge) ||
+	return failedAt > p.mintedAt.Load() && int64(p.elapsed(now))-failedAt < int64(badNewsAge) ||
 		p.backoff.holding(now)
 }
 
-// renew mints in the background. Renewals count towards mint_rate, but give
-// way: they take what is left of it when nobody waits.
+// elapsed is the time on the pool's own clock, which no step of the wall clock moves.
+func (p *pool) elapsed(now time.Time) time.Duration { return now.Sub(p.started) }
+
+// renew mints in the background.
 func (p *pool) renew(cached *token, a *ask, now time.Time) {
-	if !cached.claimRenewal(now) {
-		return
+	if cached.claimRenewal(p.elapsed(now)) {
+		p.fly(cached.key, a, true)
 	}
-	reserve := float64(p.limiter.Burst()) / 4
-	if p.limiter.TokensAt(now) < reserve || !p.limiter.AllowN(now, 1) {
-		return
-	}
-	p.fly(cached.key, a, true)
 }
 
 // await waits for one mint, shared with all who ask for the same key.
 func (p *pool) await(ctx context.Context, key string, a *ask) (t *token, led bool, f *failure) {
-	flight := p.fly(key, a, false)
-	select {
-	case landed := <-flight.landed:
-		if landed.Err != nil {
-			return nil, false, asFailure(landed.Err)
+	for {
+		flight := p.fly(key, a, false)
+		select {
+		case landed := <-flight.landed:
+			if landed.Err == nil {
+				return landed.Val.(*token), flight.led.Load(), nil
+			}
+			if f := asFailure(landed.Err); !f.gaveWay {
+				return nil, false, f
+			}
+			// It joined a renewal that left mint_rate to those who wait,
+			// which this one does.
+		case <-ctx.Done():
+			return nil, false, &failure{reason: reasonClientGone, err: fmt.Errorf("the client went away while a token was minted: %w", context.Cause(ctx))}
 		}
-		return landed.Val.(*token), flight.led.Load(), nil
-	case <-ctx.Done():
-		return nil, false, &failure{reason: reasonClientGone, err: fmt.Errorf("the client went away while a token was minted: %w", context.Cause(ctx))}
 	}
 }
 
@@ -229,9 +253,8 @@ type flight struct {
 }
 
 // fly starts a mint for key, or joins the one that is under way. It ends by
-// itself within the timeout, whoever waits for it. paid tells that it has been
-// counted towards mint_rate.
-func (p *pool) fly(key string, a *ask, paid bool) *flight {
+// itself within the timeout, whoever waits for it.
+func (p *pool) fly(key string, a *ask, renewal bool) *flight {
 	flight := new(flight)
 	asked := *a
 	// Without the account: when the key has changed, those who still come
@@ -239,7 +262,7 @@ func (p *pool) fly(key string, a *ask, paid bool) *flight {
 	name := key[len(account{}):]
 	flight.landed = p.flights.DoChan(name, func() (any, error) {
 		flight.led.Store(true)
-		t, f := p.land(name, &asked, paid)
+		t, f := p.land(name, &asked, renewal)
 		if f != nil {
 			return nil, f
 		}
@@ -251,48 +274,69 @@ func (p *pool) fly(key string, a *ask, paid bool) *flight {
 // land runs one flight: it looks again, asks for admission, mints, and
 // publishes the token before the flight ends, so that there is no moment at
 // which a request finds neither the flight nor the token.
-func (p *pool) land(name string, a *ask, paid bool) (t *token, f *failure) {
-	cached := p.cache.get(p.credential().cacheKey(name))
+func (p *pool) land(name string, a *ask, renewal bool) (t *token, f *failure) {
+	defer func() {
+		// Nobody else could recover a panic in a flight.
+		if r := recover(); r != nil {
+			t, f = nil, p.panicked(r)
+		}
+	}()
+	cached := p.cache.get(p.account.Load().cacheKey(name))
 	if cached.freshness(time.Now(), a.minRemaining) == fresh {
 		return cached, nil // published between the look-up and this flight
 	}
-	admission, f := p.backoff.admit(name, time.Now())
+	admission, f := p.backoff.admit(name, a.documentID, time.Now())
 	if f != nil && f.reason == reasonKeyRefused && p.refreshKey(p.credential()) {
-		admission, f = p.backoff.admit(name, time.Now())
+		admission, f = p.backoff.admit(name, a.documentID, time.Now())
 	}
 	if f != nil {
 		return nil, f
 	}
-	defer func() {
-		// Nobody else could recover a panic in a flight, and an admission
-		// that is not settled would hold up others for good.
-		if r := recover(); r != nil {
-			p.logger().Error("minting a session token panicked; this is a bug, please report it",
-				zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
-			t, f = nil, &failure{reason: reasonUnavailable, err: errors.New("minting panicked")}
-		}
-		if f == nil {
-			p.mintedAt.Store(time.Now().UnixNano())
-		} else if cached != nil {
-			cached.failedAt.Store(time.Now().UnixNano())
-		}
-		if f = p.backoff.settle(admission, f, time.Now()); f != nil {
+	t, f = p.mintAdmitted(name, a, renewal)
+	now := time.Now()
+	if f == nil {
+		p.mintedAt.Store(int64(p.elapsed(now)))
+	} else if cached != nil {
+		cached.failedAt.Store(int64(p.elapsed(now)))
+	}
+	if f = p.backoff.settle(admission, f, now); f != nil {
+		if !f.gaveWay {
 			p.logFailure(f)
 		}
-	}()
+		return nil, f
+	}
+	return t, nil
+}
 
+// mintAdmitted mints and publishes. It never panics: an admission that is not
+// settled would hold up others for good.
+func (p *pool) mintAdmitted(name string, a *ask, renewal bool) (t *token, f *failure) {
+	defer func() {
+		if r := recover(); r != nil {
+			t, f = nil, p.panicked(r)
+		}
+	}()
 	ctx, cancel := context.WithTimeout(mintContext(), p.settings.timeout)
 	defer cancel()
-	if !paid {
-		if f := p.waitForRate(ctx); f != nil {
-			return nil, f
-		}
+	if renewal {
+		f = p.takeSpareRate()
+	} else {
+		f = p.waitForRate(ctx)
+	}
+	if f != nil {
+		return nil, f
 	}
 	if t, f = p.mint(ctx, name, a); f != nil {
 		return nil, f
 	}
 	p.cache.put(t, time.Now())
 	return t, nil
+}
+
+func (p *pool) panicked(r any) *failure {
+	p.logger().Error("minting a session token panicked; this is a bug, please report it",
+		zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
+	return &failure{reason: reasonUnavailable, err: errors.New("minting panicked")}
 }
 
 // mintContext is the context that a mint runs under. It inherits nothing from
@@ -315,7 +359,10 @@ func (p *pool) mint(ctx context.Context, name string, a *ask) (*token, *failure)
 			if !minted.hasExp && p.noExpWarned.CompareAndSwap(false, true) {
 				tenant.logger.Warn("the API's token has no exp; taking the one that was asked for", zap.Duration("ttl", a.ttl))
 			}
-			return newToken(string(credential.cacheKey(name)), minted.jwt, minted.exp, a.ttl, time.Now()), nil
+			if credential == p.credential() { // and not one that was replaced meanwhile
+				p.account.Store(&credential.account)
+			}
+			return newToken(string(credential.account.cacheKey(name)), minted.jwt, minted.exp, minted.askedExp, time.Now()), nil
 		}
 		f := asFailure(err)
 		again := f.unsent || f.reason == reasonKeyRefused && p.refreshKey(credential)
@@ -323,6 +370,17 @@ func (p *pool) mint(ctx context.Context, name string, a *ask) (*token, *failure)
 			return nil, f
 		}
 	}
+}
+
+// takeSpareRate is for renewals, which count towards mint_rate but give way:
+// they take what is left of it when nobody waits.
+func (p *pool) takeSpareRate() *failure {
+	now := time.Now()
+	reserve := float64(p.limiter.Burst()) / 4
+	if p.limiter.TokensAt(now) < reserve || !p.limiter.AllowN(now, 1) {
+		return &failure{reason: reasonRateLimited, gaveWay: true, err: errors.New("a renewal gave way to requests that wait for mint_rate")}
+	}
+	return nil
 }
 
 // waitForRate queues for mint_rate.
@@ -351,25 +409,31 @@ func (p *pool) waitForRate(ctx context.Context) *failure {
 	}
 }
 
-// refreshKey reports whether there is another key now than the refused one. It
-// looks at what the placeholder gives: a rotated secret file needs no reload.
+// keyCheckRate bounds how often per second a refused key is compared with what
+// its placeholder gives now, which may read a file.
+const keyCheckRate = 10
+
+// refreshKey reports whether there is another key now than the refused one: a
+// rotated secret file needs no reload.
 func (p *pool) refreshKey(refused *credential) bool {
-	apiKey, err := resolveKey(p.settings.apiKey)
-	if err != nil {
-		return false
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	active := p.active.Load()
-	if active.credential.Load().apiKey != apiKey {
+	if p.credential().apiKey == refused.apiKey {
+		if !p.keyChecks.Allow() {
+			return false
+		}
+		apiKey, err := resolveKey(p.settings.apiKey)
+		if err != nil || apiKey == refused.apiKey {
+			return false
+		}
 		changed := newCredential(apiKey)
-		active.credential.Store(changed)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.active.Load().credential.Store(changed)
 		for _, t := range p.tenants {
 			t.credential.Store(changed)
 		}
 		p.backoff.forgetRefusals()
 	}
-	return apiKey != refused.apiKey
+	return true
 }
 
 func (p *pool) credential() *credential { return p.active.Load().credential.Load() }
@@ -383,7 +447,7 @@ func (p *pool) logFailure(f *failure) {
 		return
 	}
 	log := p.logger().Warn
-	if f.reason == reasonKeyRefused {
+	if f.misconfigured {
 		log = p.logger().Error
 	}
 	log("cannot mint a session token",

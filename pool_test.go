@@ -586,6 +586,99 @@ func TestRotatedKeyNeedsNoReload(t *testing.T) {
 	})
 }
 
+// A wrong key, in the file or in a new config, takes no valid token away: those
+// of the key that minted last are used until another has proven itself.
+func TestWrongNewKeyTakesNoTokenAway(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key")
+	write := func(key string) {
+		if err := os.WriteFile(file, []byte(key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("pdf_live_test")
+	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
+		kept := p.want("kept", resultMinted)
+		p.api.set(failing(401))
+		write("pdf_live_wrong")
+		p.wantFailure("cold", reasonKeyRefused)
+		if tok := p.want("kept", resultHit); tok != kept {
+			t.Error("another token")
+		}
+		// By a reload.
+		settings := p.settings
+		next := newTenant(p.api, zap.NewNop(), "pdf_live_wrong2")
+		if _, err := joinPool(settings, testEndpoint, next); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.leave(p.tenant); err != nil {
+			t.Fatal(err)
+		}
+		p.tenant = next
+		p.want("kept", resultHit)
+		p.wantFailure("cold2", reasonKeyRefused)
+		p.want("kept", resultHit)
+		// The right one takes over with its first mint.
+		p.api.set(nil)
+		write("pdf_live_right")
+		time.Sleep(refusalMemory)
+		p.want("cold", resultMinted)
+		if tok := p.want("kept", resultMinted); tok.key == kept.key {
+			t.Error("a token of the old key's account was used under the new key")
+		}
+	})
+}
+
+func TestKeyChangedByAReloadIsTriedAtOnce(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.set(func(r mintRequest) (*http.Response, error) {
+			if r.key != "Bearer pdf_live_mended" {
+				return failing(403)(r)
+			}
+			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(1, r.exp))), nil
+		})
+		for i := range 10 {
+			p.wantFailure(fmt.Sprint("doc", i), reasonKeyRefused)
+		}
+		next := newTenant(p.api, zap.NewNop(), "pdf_live_mended")
+		if _, err := joinPool(p.settings, testEndpoint, next); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.leave(p.tenant); err != nil {
+			t.Fatal(err)
+		}
+		p.tenant = next
+		p.want("doc0", resultMinted)
+		p.want("new", resultMinted)
+	})
+}
+
+func TestRetryAfterCountsFromTheAnswer(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.delay = 3 * time.Second
+		p.api.set(failing(429, "Retry-After", "3"))
+		if f := p.wantFailure("doc", reasonThrottled); time.Until(f.retryAt) != 3*time.Second {
+			t.Errorf("retry in %s", time.Until(f.retryAt))
+		}
+	})
+}
+
+func TestRenewalsThatAreHeldBackCostNoRate(t *testing.T) {
+	withPool(t, func(s *poolSettings) { s.rate, s.burst = 1, 40 }, func(t *testing.T, p *poolTest) {
+		for i := range 20 {
+			p.want(fmt.Sprint("doc", i), resultMinted)
+		}
+		time.Sleep(30 * time.Minute)
+		p.api.set(failing(429, "Retry-After", "300"))
+		p.wantFailure("cold", reasonThrottled)
+		for i := range 20 {
+			p.want(fmt.Sprint("doc", i), resultRenewing)
+		}
+		if left := p.limiter.Tokens(); left < 39 {
+			t.Errorf("renewals that were never sent left %.0f of mint_rate", left)
+		}
+	})
+}
+
 func TestMintRate(t *testing.T) {
 	settings := func(s *poolSettings) { s.rate, s.burst, s.timeout = 10, 5, 2*time.Second }
 	t.Run("queues within the timeout, then 503", func(t *testing.T) {

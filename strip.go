@@ -3,6 +3,7 @@ package viewersession
 import (
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -45,7 +46,8 @@ func (c carrier) strip(r *http.Request) {
 }
 
 // foldsToHeader reports whether name is an alias of the canonical header name:
-// equal but for case, and for "_" or "." in the place of "-".
+// equal but for case, and for any other punctuation in the place of a hyphen.
+// Most servers fold "_", some every character that is no letter or digit.
 func foldsToHeader(name, canonical string) bool {
 	if len(name) != len(canonical) {
 		return false
@@ -60,7 +62,7 @@ func foldsToHeader(name, canonical string) bool {
 
 func foldHeaderByte(c byte) byte {
 	switch {
-	case c == '_' || c == '.':
+	case !isAlphanumeric(c):
 		return '-'
 	case c >= 'A' && c <= 'Z':
 		return c + 'a' - 'A'
@@ -128,15 +130,7 @@ func (t *trailerStripper) Read(p []byte) (int, error) {
 // Text that is not ours stays as it is.
 func stripCookie(header http.Header, name string) {
 	lines := header["Cookie"]
-	changed := false
-	for _, line := range lines {
-		if !mentionsCookie(line, name) {
-			continue
-		}
-		changed = true
-		break
-	}
-	if !changed {
+	if !slices.ContainsFunc(lines, func(line string) bool { return mentionsCookie(line, name) }) {
 		return
 	}
 	kept := make([]string, 0, len(lines))
@@ -144,7 +138,7 @@ func stripCookie(header http.Header, name string) {
 		pairs := strings.Split(line, ";")
 		left := pairs[:0]
 		for _, pair := range pairs {
-			if pair = cutOurs(pair, name); strings.Trim(pair, cookieSpace) != "" {
+			if pair = cutOurs(pair, name); strings.Trim(pair, " \t") != "" {
 				left = append(left, pair)
 			}
 		}
@@ -168,51 +162,59 @@ func mentionsCookie(line, name string) bool {
 	return false
 }
 
-const (
-	cookieSpace      = " \t\r\n\v\f"
-	cookieSeparators = "," + cookieSpace
-)
-
 // cutOurs returns pair (what stands between two semicolons) up to the place
 // where a cookie begins that could be read as the one named. Some parsers also
 // take a comma (older Rack and servlet containers) or white space (Python's
 // SimpleCookie) as the end of a pair, so any of them may begin another.
 func cutOurs(pair, name string) string {
-	for start := 0; ; {
+	for start := 0; ; start++ {
 		if foldsToCookie(pair[start:], name) {
 			return pair[:start]
 		}
-		next := strings.IndexAny(pair[start:], cookieSeparators)
-		if next < 0 {
+		for start < len(pair) && pair[start] != ',' && !isCookieSpace(pair[start]) {
+			start++
+		}
+		if start == len(pair) {
 			return pair
 		}
-		start += next + 1
 	}
 }
 
 // foldsToCookie reports whether text begins with a cookie whose name is the
 // one given for at least one widespread server: PHP reads ".", " " and "[" as
 // "_" and takes name[x] for a member of name, skips leading white space, and
-// older releases decode percent escapes and end a name at NUL; ASP.NET ignores case; quotes around a
-// name are an old RFC's.
+// older releases decode percent escapes and end a name at NUL; ASP.NET ignores
+// case; quotes around a name are an old RFC's.
 func foldsToCookie(text, name string) bool {
-	text = strings.TrimLeft(text, cookieSpace+`"`)
+	text = skipCookieSpace(text)
 	for i := 0; i < len(name); i++ {
 		var c byte
 		if c, text = nextCookieByte(text); c == 0 || foldCookieByte(c) != foldCookieByte(name[i]) {
 			return false
 		}
 	}
-	rest := strings.TrimLeft(text, cookieSpace+`"`)
-	if rest == "" {
-		return true
+	c, rest := nextCookieByte(text)
+	for c == '"' {
+		c, rest = nextCookieByte(rest)
 	}
-	if len(rest) < len(text) {
-		return true // a name without a value
-	}
-	c, _ := nextCookieByte(rest)
-	return c == '=' || c == '[' || c == ',' || c == 0
+	return c == '=' || c == '[' || c == ',' || isCookieSpace(c) // white space, the end, or NUL
 }
+
+// skipCookieSpace skips white space and quotes, also where they are escaped.
+func skipCookieSpace(text string) string {
+	for {
+		c, rest := nextCookieByte(text)
+		if c == 0 || c != '+' && c != '"' && !isCookieSpace(c) {
+			return text
+		}
+		text = rest
+	}
+}
+
+// isCookieSpace is true for what some server trims around a cookie's name:
+// ASCII white space and other controls, and white space beyond ASCII in Latin-1
+// (Node, Werkzeug) or UTF-8 (Django). No name that is ours has such bytes.
+func isCookieSpace(c byte) bool { return c <= ' ' || c >= 0x7f }
 
 // nextCookieByte returns the first byte of text, percent-decoded, and what
 // follows; 0 at the end.

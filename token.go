@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"sync/atomic"
@@ -34,25 +35,25 @@ type token struct {
 	jwt    string
 	exp    int64         // Unix seconds; never handed out from then on
 	life   time.Duration // from minting to exp
-	asked  time.Duration // the ttl that was asked for
+	asked  time.Duration // from minting to the exp that was asked for
 	spread float64       // this token's factor on the renewal point
 
-	// renewAfter is when the next renewal may start, in Unix nanoseconds.
-	// One request moves it forward and becomes the one that renews.
+	// renewAfter is when the next renewal may start. One request moves it
+	// forward and becomes the one that renews. Like failedAt it counts
+	// nanoseconds of the pool's own clock, which no step of the wall clock moves.
 	renewAfter atomic.Int64
 
-	// failedAt is when the latest attempt to replace the token failed, in Unix
-	// nanoseconds; 0 for never.
+	// failedAt is when the latest attempt to replace the token failed; 0 for never.
 	failedAt atomic.Int64
 }
 
-func newToken(key, jwt string, exp int64, asked time.Duration, now time.Time) *token {
+func newToken(key, jwt string, exp, askedExp int64, now time.Time) *token {
 	return &token{
 		key:    key,
 		jwt:    jwt,
 		exp:    exp,
 		life:   time.Unix(exp, 0).Sub(now),
-		asked:  asked,
+		asked:  time.Unix(askedExp, 0).Sub(now),
 		spread: 1 + renewalSpread*(2*rand.Float64()-1),
 	}
 }
@@ -92,10 +93,10 @@ func (t *token) freshness(now time.Time, minRemaining time.Duration) freshness {
 }
 
 // claimRenewal reports whether the caller is the one to renew the token now.
-func (t *token) claimRenewal(now time.Time) bool {
+func (t *token) claimRenewal(elapsed time.Duration) bool {
 	after := t.renewAfter.Load()
-	return now.UnixNano() >= after &&
-		t.renewAfter.CompareAndSwap(after, now.Add(renewalRetry).UnixNano())
+	return int64(elapsed) >= after &&
+		t.renewAfter.CompareAndSwap(after, int64(elapsed+renewalRetry))
 }
 
 // readToken checks what the API sent as a session token and returns when it
@@ -134,10 +135,11 @@ func readToken(jwt string, a *ask, askedExp int64, now time.Time) (exp int64, fo
 	if err := json.Unmarshal(raw, &seconds); err != nil {
 		return 0, false, errors.New("the token's exp is not a number")
 	}
-	if seconds <= float64(now.Unix()) {
+	exp = int64(math.Floor(min(seconds, float64(askedExp))))
+	if exp <= now.Unix() {
 		return 0, false, fmt.Errorf("the token has expired already: its exp lies %.0f s before this machine's clock; check the clock", float64(now.Unix())-seconds)
 	}
-	return int64(min(seconds, float64(askedExp))), true, nil
+	return exp, true, nil
 }
 
 // checkSubject refuses a token that names another document or user than the

@@ -140,6 +140,7 @@ func attacks() []attack {
 	for _, name := range []string{
 		"X-Viewer-Session", "x-viewer-session", "X-VIEWER-SESSION", "X_Viewer_Session", "x_viewer_session", "X.Viewer.Session",
 		"X_Viewer-Session", "X-Viewer_Session", "X.Viewer-Session", "X-Viewer.Session", "X_Viewer.Session", "X.Viewer_Session",
+		"X~Viewer~Session", "X^viewer^session", "x`viewer`session", "X|Viewer|Session", "X!Viewer#Session", "X$Viewer%Session", "X&Viewer'Session", "X*Viewer+Session",
 	} {
 		for target, document := range map[string]string{"/documents/doc": "doc", "/elsewhere": "-", "/documents/a%2Fb": "-"} {
 			add(attack{name: "header " + name + " on " + target, target: target, document: document, header: name + ": forged"})
@@ -186,6 +187,9 @@ func attacks() []attack {
 		"honest=1; viewer.session=forged", "honest=1; viewer session=forged", "honest=1; viewer[session=forged", "honest=1; viewer+session=forged",
 		"honest=1; viewer_session[]=forged", "honest=1; viewer_session[x]=forged", "honest=1; viewer_session[=forged",
 		"honest=1; viewer%5Fsession=forged", "honest=1; %76iewer_session=forged", "honest=1; viewer_session%00x=forged", "honest=1; viewer%5fsession%3Dforged=forged",
+		"honest=1; \xa0viewer_session=forged", "honest=1; \x85viewer_session=forged", "honest=1; viewer_session\xa0=forged", "honest=1;\xc2\xa0viewer_session=forged",
+		"honest=1; \xe2\x80\x83viewer_session=forged", "honest=1; \xe3\x80\x80viewer_session=forged", "honest=1; viewer_session\xc2\xa0=forged", "honest=1; a\xa0viewer_session=forged",
+		"honest=1; %20viewer_session=forged", "honest=1; +viewer_session=forged", "honest=1; %C2%A0viewer_session=forged", "honest=1; viewer_session%20=forged",
 		"honest=1\nCookie: viewer_session=forged", "viewer_session=forged\nCookie: honest=1", "honest=1\nCookie: ;\nCookie: viewer_session=forged",
 		"honest=1\ncookie: viewer_session=forged\nCOOKIE: viewer_session=forged",
 	} {
@@ -198,6 +202,8 @@ func attacks() []attack {
 	add(
 		attack{name: "cookie whose name only begins alike", header: "Cookie: viewer_session2=mine; xviewer_session=mine", keeps: []string{"viewer_session2=mine; xviewer_session=mine"}},
 		attack{name: "cookie of another's text is kept", header: `Cookie: a="b, c"; d=%20; e=`, keeps: []string{`a="b, c"; d=%20; e=`}},
+		attack{name: "cookie of another's JSON is kept", header: `Cookie: prefs={"a":1, "viewer_session":true}; b=c`, keeps: []string{`prefs={"a":1, "viewer_session":true}; b=c`}},
+		attack{name: "cookies beyond number do not hide ours", header: "Cookie: " + strings.Repeat("a=b; ", 1100), keeps: []string{"Cookie: viewer_session=ey"}},
 	)
 
 	// Trailers.
@@ -373,8 +379,10 @@ func TestHostileChains(t *testing.T) {
 		want map[string]string
 	}{
 		"in route": {"route {\n" + directive + "reverse_proxy APP\n}", map[string]string{"/documents/doc": "doc", "/x": "-"}},
-		"in handle": {"handle /documents/* {\n" + directive + "reverse_proxy APP\n}\nhandle {\nrespond 404\n}",
-			map[string]string{"/documents/doc": "doc", "/documents/a%2Fb": "-"}},
+		"in handle": {
+			"handle /documents/* {\n" + directive + "reverse_proxy APP\n}\nhandle {\nrespond 404\n}",
+			map[string]string{"/documents/doc": "doc", "/documents/a%2Fb": "-"},
+		},
 		"in handle_path":     {"handle_path /documents/* {\n" + directive + "reverse_proxy APP\n}", map[string]string{"/documents/doc": "doc", "/documents/a/b": "-"}},
 		"behind rewrite":     {"rewrite /x /documents/rewritten\nrewrite /documents/* /app\n" + directive + "reverse_proxy APP", map[string]string{"/documents/doc": "doc", "/x": "-"}},
 		"behind uri":         {"uri strip_prefix /app\n" + directive + "reverse_proxy APP", map[string]string{"/documents/doc": "doc", "/app/documents/doc": "-"}},
@@ -393,8 +401,10 @@ func TestHostileChains(t *testing.T) {
 			s := newStage(t)
 			s.load("GATEWAY {\n" + tc.site + "\n}\n")
 			for target, document := range tc.want {
-				s.attack(t, attack{target: target, document: document,
-					header: "X-Viewer-Session: forged\nCookie: viewer_session=forged; honest=1"})
+				s.attack(t, attack{
+					target: target, document: document,
+					header: "X-Viewer-Session: forged\nCookie: viewer_session=forged; honest=1",
+				})
 			}
 		})
 	}

@@ -221,6 +221,35 @@ func TestErrorRoutesGetNoToken(t *testing.T) {
 	}
 }
 
+// Where an error comes before the directive has run, the directive in the error
+// routes strips as well; it gives them no token.
+func TestDirectiveInErrorRoutesOnlyStrips(t *testing.T) {
+	s := newStage(t)
+	s.load(`(viewer) {
+	viewer_session {
+		endpoint API/viewer/sessions
+		document_path /documents/:id
+	}
+}
+GATEWAY {
+	forward_auth 127.0.0.1:1 {
+		uri /
+	}
+	import viewer
+	reverse_proxy APP
+	handle_errors {
+		import viewer
+		reverse_proxy APP
+	}
+}
+`)
+	s.do("GET", "/documents/doc", "X-Viewer-Session", "forged")
+	if got := s.app.last(); !strings.HasPrefix(got.head, "GET /documents/doc") || len(got.values("X-Viewer-Session")) != 0 {
+		t.Errorf("the error route saw\n%s", got.head)
+	}
+	s.wantMints(0)
+}
+
 func TestReloadInTheMiddleOfTraffic(t *testing.T) {
 	s := newStage(t)
 	s.load(simpleSite)

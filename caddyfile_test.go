@@ -1,0 +1,768 @@
+package viewersession
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// inDirective puts lines behind a route. The first of them is line 3.
+func inDirective(lines string) string {
+	return "viewer_session {\n\tdocument_path /d/:id\n\t" + lines + "\n}\n"
+}
+
+// inRoute puts lines into a route's block. The first of them is line 3.
+func inRoute(lines string) string {
+	return "viewer_session {\n\tdocument_path /d/:id {\n\t\t" + lines + "\n\t}\n}\n"
+}
+
+func jsonObject(t *testing.T, text string) map[string]any {
+	t.Helper()
+	var object map[string]any
+	if err := json.Unmarshal([]byte(text), &object); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return object
+}
+
+func wantJSON(t *testing.T, got any, want map[string]any) {
+	t.Helper()
+	text, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if object := jsonObject(t, string(text)); !reflect.DeepEqual(object, want) {
+		wanted, _ := json.Marshal(want)
+		t.Errorf("got  %s\nwant %s", text, wanted)
+	}
+}
+
+// tokenOptionCases are the options that stand in the directive and in a
+// route's block alike, with the JSON members that they become.
+var tokenOptionCases = []struct{ lines, want string }{
+	{"permissions read", `{"permissions": ["read"]}`},
+	{"permissions \"read, read\" read", `{"permissions": ["read, read", "read"]}`},
+	{"permissions write read download\nshared", `{"permissions": ["write", "read", "download"], "shared": true}`},
+	{"permissions read,write\nuser_id {http.auth.user.id}", `{"permissions": ["read,write"], "user_id": "{http.auth.user.id}"}`},
+	{"permissions read {http.vars.more}\nvary_by {http.vars.more}", `{"permissions": ["read", "{http.vars.more}"], "vary_by": ["{http.vars.more}"]}`},
+	{"permissions {http.request.header.X-Permissions}\nshared\ntrust_request_headers", `{"permissions": ["{http.request.header.X-Permissions}"], "shared": true, "trust_request_headers": true}`},
+	{"user_id {http.auth.user.id}", `{"user_id": "{http.auth.user.id}"}`},
+	{"user_id {http.reverse_proxy.header.Remote-User}", `{"user_id": "{http.reverse_proxy.header.Remote-User}"}`},
+	{"user_id {env.TENANT}/{http.auth.user.id}", `{"user_id": "{env.TENANT}/{http.auth.user.id}"}`},
+	{"user_id {http.request.header.Remote-User}\ntrust_request_headers", `{"user_id": "{http.request.header.Remote-User}", "trust_request_headers": true}`},
+	{"vary_by {http.vars.a} {http.vars.b}", `{"vary_by": ["{http.vars.a}", "{http.vars.b}"]}`},
+	{"vary_by {http.request.header.Accept-Language}", `{"vary_by": ["{http.request.header.Accept-Language}"]}`},
+	{"shared", `{"shared": true}`},
+	{"trust_request_headers", `{"trust_request_headers": true}`},
+	{"ttl 1m", `{"ttl": 60000000000}`},
+	{"ttl 30d", `{"ttl": 2592000000000000}`},
+	{"ttl 15m\nmin_remaining 5m", `{"ttl": 900000000000, "min_remaining": 300000000000}`},
+	{"min_remaining 30m", `{"min_remaining": 1800000000000}`},
+	{"claim team blue", `{"claims": {"team": "blue"}}`},
+	{`claim team "deep blue"`, `{"claims": {"team": "deep blue"}}`},
+	{`claim level 5`, `{"claims": {"level": 5}}`},
+	{`claim level -5`, `{"claims": {"level": -5}}`},
+	{`claim level "5"`, `{"claims": {"level": "5"}}`},
+	{"claim level `5`", `{"claims": {"level": "5"}}`},
+	{`claim ratio 0.5`, `{"claims": {"ratio": 0.5}}`},
+	{`claim admin true`, `{"claims": {"admin": true}}`},
+	{`claim admin "true"`, `{"claims": {"admin": "true"}}`},
+	{`claim word "inf"`, `{"claims": {"word": "inf"}}`},
+	{`claim word "nan"`, `{"claims": {"word": "nan"}}`},
+	{`claim word ""`, `{"claims": {"word": ""}}`},
+	{`claim word null`, `{"claims": {"word": "null"}}`},
+	{`claim who {http.auth.user.name}`, `{"claims": {"who": "{http.auth.user.name}"}}`},
+	{"claim a 1\nclaim b 2", `{"claims": {"a": 1, "b": 2}}`},
+	{"claim_json list `[1, \"{http.auth.user.id}\", null]`", `{"claims": {"list": [1, "{http.auth.user.id}", null]}}`},
+	{"claim_json nothing null", `{"claims": {"nothing": null}}`},
+	{"claim_json object `{\"exp\": 5}`", `{"claims": {"object": {"exp": 5}}}`},
+	{"document_claim page 3", `{"document_claims": {"page": 3}}`},
+	{"document_claim_json collaboration_permissions `[\"annotations:view:all\"]`", `{"document_claims": {"collaboration_permissions": ["annotations:view:all"]}}`},
+	{"claim same 1\ndocument_claim same 2", `{"claims": {"same": 1}, "document_claims": {"same": 2}}`},
+}
+
+func TestTokenOptionsOfAllRoutes(t *testing.T) {
+	for _, test := range tokenOptionCases {
+		t.Run(test.lines, func(t *testing.T) {
+			h, err := parseTestHandler(inDirective(test.lines))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := jsonObject(t, test.want)
+			want["routes"] = []any{map[string]any{"paths": []any{"/d/:id"}}}
+			wantJSON(t, h, want)
+		})
+	}
+}
+
+func TestTokenOptionsOfOneRoute(t *testing.T) {
+	for _, test := range tokenOptionCases {
+		t.Run(test.lines, func(t *testing.T) {
+			h, err := parseTestHandler(inRoute(test.lines))
+			if err != nil {
+				t.Fatal(err)
+			}
+			route := jsonObject(t, test.want)
+			route["paths"] = []any{"/d/:id"}
+			wantJSON(t, h, map[string]any{"routes": []any{route}})
+		})
+	}
+}
+
+func TestHandlerOptions(t *testing.T) {
+	for _, test := range []struct{ lines, want string }{
+		{"", `{}`},
+		{"document_id_format [0-9]+", `{"document_id_format": "[0-9]+"}`},
+		{"document_id_format \"[a-z]{1,4}|x\"", `{"document_id_format": "[a-z]{1,4}|x"}`},
+		{"request_header X-Token", `{"request_header": "X-Token"}`},
+		{"request_header x-token", `{"request_header": "x-token"}`},
+		{"request_cookie viewer_session", `{"request_cookie": "viewer_session"}`},
+		{"request_cookie __Host-viewer", `{"request_cookie": "__Host-viewer"}`},
+		{"request_header X-Token\nrequest_cookie token", `{"request_header": "X-Token", "request_cookie": "token"}`},
+		{"allow_store", `{"allow_store": true}`},
+		{"on_error fail", `{"on_error": "fail"}`},
+		{"on_error pass", `{"on_error": "pass"}`},
+		{"api_key {env.OTHER_KEY}", `{"api_key": "{env.OTHER_KEY}"}`},
+		{"api_key {file./run/secrets/viewer_key}", `{"api_key": "{file./run/secrets/viewer_key}"}`},
+		{"endpoint https://dws.example.com/viewer/sessions", `{"endpoint": "https://dws.example.com/viewer/sessions"}`},
+		{"endpoint http://127.0.0.1:8081/viewer/sessions", `{"endpoint": "http://127.0.0.1:8081/viewer/sessions"}`},
+		{"endpoint http://127.8.9.10/", `{"endpoint": "http://127.8.9.10/"}`},
+		{"endpoint http://[::1]:8081/", `{"endpoint": "http://[::1]:8081/"}`},
+		{"endpoint http://localhost:8081/", `{"endpoint": "http://localhost:8081/"}`},
+		{"endpoint http://dws.internal/\ninsecure_endpoint", `{"endpoint": "http://dws.internal/", "insecure_endpoint": true}`},
+		{"timeout 100ms", `{"timeout": 100000000}`},
+		{"timeout 1m", `{"timeout": 60000000000}`},
+		{"mint_rate 5", `{"mint_rate": {"rate": 5}}`},
+		{"mint_rate 0.5 3", `{"mint_rate": {"rate": 0.5, "burst": 3}}`},
+		{"mint_rate 1000000 1", `{"mint_rate": {"rate": 1000000, "burst": 1}}`},
+		{"mint_rate off", `{"mint_rate": {"off": true}}`},
+		{"cache_size 1MiB", `{"cache_size": 1048576}`},
+		{"cache_size 256MiB", `{"cache_size": 268435456}`},
+		{"cache_size 2000000", `{"cache_size": 2000000}`},
+		{"transport http", `{"transport": {"protocol": "http"}}`},
+		{"transport http {\nversions 1.1\ndial_timeout 2s\n}", `{"transport": {"protocol": "http", "versions": ["1.1"], "dial_timeout": 2000000000}}`},
+		{"transport http {\ntls_server_name dws.example.com\n}\nallow_store", `{"transport": {"protocol": "http", "tls": {"server_name": "dws.example.com"}}, "allow_store": true}`},
+	} {
+		t.Run(test.lines, func(t *testing.T) {
+			h, err := parseTestHandler(inDirective(test.lines))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := jsonObject(t, test.want)
+			want["routes"] = []any{map[string]any{"paths": []any{"/d/:id"}}}
+			wantJSON(t, h, want)
+		})
+	}
+}
+
+func TestRoutesKeepTheirOrderAndPatterns(t *testing.T) {
+	for _, test := range []struct{ name, input, want string }{
+		{"several patterns", `viewer_session {
+			document_path /documents/:id /files/:id.pdf /d/:id/*
+		}`, `{"routes": [{"paths": ["/documents/:id", "/files/:id.pdf", "/d/:id/*"]}]}`},
+		{"several routes", `viewer_session {
+			document_path /b/:id
+			document_path /a/:id {
+				permissions read download
+				shared
+			}
+			document_path /c/:id
+		}`, `{"routes": [{"paths": ["/b/:id"]}, {"paths": ["/a/:id"], "permissions": ["read", "download"], "shared": true}, {"paths": ["/c/:id"]}]}`},
+		{"empty block", "viewer_session {\n\tdocument_path /d/:id {\n\t}\n}", `{"routes": [{"paths": ["/d/:id"]}]}`},
+		{"one path for documents from two places", `viewer_session {
+			document_path /viewer {
+				document_id {http.request.uri.query.doc}
+			}
+			document_path /viewer {
+				document_id {http.request.uri.query.file}
+			}
+		}`, `{"routes": [{"paths": ["/viewer"], "document_id": "{http.request.uri.query.doc}"}, {"paths": ["/viewer"], "document_id": "{http.request.uri.query.file}"}]}`},
+		{"document_id alone", `viewer_session {
+			document_id {http.request.uri.query.doc}
+		}`, `{"document_id": "{http.request.uri.query.doc}"}`},
+		{"document_id for patterns without :id", `viewer_session {
+			document_path /viewer /show/*
+			document_path /documents/:id
+			document_id {http.regexp.doc.1}
+		}`, `{"document_id": "{http.regexp.doc.1}", "routes": [{"paths": ["/viewer", "/show/*"]}, {"paths": ["/documents/:id"]}]}`},
+		{"document_id of a route", `viewer_session {
+			document_path /viewer {
+				document_id {http.request.uri.query.doc}
+			}
+		}`, `{"routes": [{"paths": ["/viewer"], "document_id": "{http.request.uri.query.doc}"}]}`},
+		{"document_id from a trusted header", `viewer_session {
+			document_path /viewer {
+				document_id {http.request.header.X-Document}
+				trust_request_headers
+			}
+		}`, `{"routes": [{"paths": ["/viewer"], "document_id": "{http.request.header.X-Document}", "trust_request_headers": true}]}`},
+		{"a route's own ttl", `viewer_session {
+			ttl 2h
+			min_remaining 10m
+			document_path /d/:id {
+				ttl 20m
+			}
+		}`, `{"ttl": 7200000000000, "min_remaining": 600000000000, "routes": [{"paths": ["/d/:id"], "ttl": 1200000000000}]}`},
+		{"a route narrows permissions", `viewer_session {
+			permissions read write
+			user_id {http.auth.user.id}
+			document_path /d/:id {
+				permissions read
+			}
+		}`, `{"permissions": ["read", "write"], "user_id": "{http.auth.user.id}", "routes": [{"paths": ["/d/:id"], "permissions": ["read"]}]}`},
+		{"a route's claim of the same name", `viewer_session {
+			claim team blue
+			document_path /d/:id {
+				claim team red
+			}
+		}`, `{"claims": {"team": "blue"}, "routes": [{"paths": ["/d/:id"], "claims": {"team": "red"}}]}`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h, err := parseTestHandler(test.input)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantJSON(t, h, jsonObject(t, test.want))
+		})
+	}
+}
+
+func TestRoutesAreCompletedByTheHandler(t *testing.T) {
+	h, err := parseTestHandler(`viewer_session {
+		permissions read write
+		user_id {http.auth.user.id}
+		vary_by {http.vars.a}
+		claim team blue
+		claim floor 3
+		document_claim page 1
+		ttl 2h
+		document_path /a/:id
+		document_path /b/:id {
+			permissions read
+			user_id {http.vars.user}
+			vary_by {http.vars.b}
+			claim team red
+			document_claim zoom 2
+			ttl 8m
+			min_remaining 1m
+		}
+	}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []struct {
+		permissions, userID, varyBy, claims, documentClaims string
+		ttl, minRemaining                                   string
+	}{
+		{"[read write]", "{http.auth.user.id}", "[{http.vars.a}]", `,"floor":3,"team":"blue"`, `,"page":1`, "2h0m0s", "30m0s"},
+		{"[read]", "{http.vars.user}", "[{http.vars.b}]", `,"floor":3,"team":"red"`, `,"page":1,"zoom":2`, "8m0s", "1m0s"},
+	} {
+		got := h.routes[i].ask
+		for what, pair := range map[string][2]string{
+			"permissions":     {fmt.Sprint(got.permissions), want.permissions},
+			"user_id":         {got.userID, want.userID},
+			"vary_by":         {fmt.Sprint(got.varyBy), want.varyBy},
+			"claims":          {got.claims.fixed, want.claims},
+			"document_claims": {got.documentClaims.fixed, want.documentClaims},
+			"ttl":             {got.ttl.String(), want.ttl},
+			"min_remaining":   {got.minRemaining.String(), want.minRemaining},
+		} {
+			if pair[0] != pair[1] {
+				t.Errorf("route %d: %s is %s, want %s", i+1, what, pair[0], pair[1])
+			}
+		}
+	}
+}
+
+// tokenOptionMistakes are mistakes in options that stand in the directive and
+// in a route's block alike, on line 3.
+var tokenOptionMistakes = []struct{ lines, want string }{
+	// Missing arguments.
+	{"permissions", "permissions needs at least one name: read, write or download, at Testfile:3"},
+	{"user_id", "user_id needs a value, at Testfile:3"},
+	{`user_id ""`, "user_id needs a value, at Testfile:3"},
+	{"vary_by", "vary_by needs at least one placeholder, at Testfile:3"},
+	{"claim", "claim needs a name and a value, at Testfile:3"},
+	{"claim team", "claim needs a name and a value, at Testfile:3"},
+	{"claim_json", "claim_json needs a name and JSON, in backquotes if it holds spaces or quotes, at Testfile:3"},
+	{"claim_json team", "claim_json needs a name and JSON, in backquotes if it holds spaces or quotes, at Testfile:3"},
+	{"document_claim", "document_claim needs a name and a value, at Testfile:3"},
+	{"document_claim page", "document_claim needs a name and a value, at Testfile:3"},
+	{"document_claim_json", "document_claim_json needs a name and JSON, in backquotes if it holds spaces or quotes, at Testfile:3"},
+	{"document_claim_json page", "document_claim_json needs a name and JSON, in backquotes if it holds spaces or quotes, at Testfile:3"},
+	{"ttl", "ttl needs a value, at Testfile:3"},
+	{"min_remaining", "min_remaining needs a value, at Testfile:3"},
+
+	// Extra arguments.
+	{"user_id {http.auth.user.id} x", `user_id takes one value; "x" is too much, at Testfile:3`},
+	{"shared yes", "shared takes no argument (yes), at Testfile:3"},
+	{"claim team deep blue", `claim team: "blue" is too much; a value with spaces goes into quotes, at Testfile:3`},
+	{"claim_json team 1 2", `claim_json team: "2" is too much; a value with spaces goes into quotes, at Testfile:3`},
+	{"document_claim page 1 2", `document_claim page: "2" is too much; a value with spaces goes into quotes, at Testfile:3`},
+	{"document_claim_json page 1 2", `document_claim_json page: "2" is too much; a value with spaces goes into quotes, at Testfile:3`},
+	{"ttl 1h 2h", `ttl takes one value; "2h" is too much, at Testfile:3`},
+	{"min_remaining 1m 2m", `min_remaining takes one value; "2m" is too much, at Testfile:3`},
+	{"trust_request_headers on", "trust_request_headers takes no argument (on), at Testfile:3"},
+
+	// Repeated.
+	{"permissions read\npermissions read", "permissions is given twice: remove one, at Testfile:4"},
+	{"user_id {http.auth.user.id}\nuser_id {http.auth.user.id}", "user_id is given twice: remove one, at Testfile:4"},
+	{"vary_by {http.vars.a}\nvary_by {http.vars.b}", "vary_by is given twice: remove one, at Testfile:4"},
+	{"shared\nshared", "shared is given twice: remove one, at Testfile:4"},
+	{"ttl 1h\nttl 1h", "ttl is given twice: remove one, at Testfile:4"},
+	{"min_remaining 1m\nmin_remaining 1m", "min_remaining is given twice: remove one, at Testfile:4"},
+	{"trust_request_headers\ntrust_request_headers", "trust_request_headers is given twice: remove one, at Testfile:4"},
+	{"claim a 1\nclaim a 2", "claim a is given twice, at Testfile:4"},
+	{"claim a 1\nclaim_json a 2", "claim_json a is given twice, at Testfile:4"},
+	{"document_claim a 1\ndocument_claim a 2", "document_claim a is given twice, at Testfile:4"},
+	{"document_claim_json a 1\ndocument_claim a 2", "document_claim a is given twice, at Testfile:4"},
+
+	// Durations.
+	{"ttl 59s", "ttl 59s: write a duration from 1m to 30d, at Testfile:"},
+	{"ttl 31d", "ttl 744h0m0s: write a duration from 1m to 30d, at Testfile:"},
+	{"ttl 0", `ttl "0" is not a duration: write a number with a unit, such as 30s, 15m, 1h or 7d, at Testfile:3`},
+	{"ttl -1h", `ttl "-1h" is not a duration: write a number with a unit, such as 30s, 15m, 1h or 7d, at Testfile:3`},
+	{"ttl 3600", `ttl "3600" is not a duration: write a number with a unit, such as 30s, 15m, 1h or 7d, at Testfile:3`},
+	{"ttl 2w", `ttl "2w" is not a duration: write a number with a unit, such as 30s, 15m, 1h or 7d, at Testfile:3`},
+	{"ttl {http.vars.ttl}", `ttl "{http.vars.ttl}" is not a duration: write a number with a unit, such as 30s, 15m, 1h or 7d, at Testfile:3`},
+	{"min_remaining 5x", `min_remaining "5x" is not a duration: write a number with a unit, such as 30s, 15m, 1h or 7d, at Testfile:3`},
+	{"min_remaining 31m", "min_remaining 31m0s: write at most half of ttl (30m0s), or a longer ttl, at Testfile:"},
+	{"ttl 4m\nmin_remaining 121s", "min_remaining 2m1s: write at most half of ttl (2m0s), or a longer ttl, at Testfile:"},
+
+	// Claims.
+	{"claim exp 5", `claim "exp" is reserved: it is set by ttl, at Testfile:3`},
+	{"claim_json user_id `\"x\"`", `claim "user_id" is reserved: it is set by user_id, at Testfile:3`},
+	{"claim_json allowed_documents []", `claim "allowed_documents" is reserved: it is made from the route, at Testfile:3`},
+	{"document_claim document_id x", `claim "document_id" is reserved: it is made from the route, at Testfile:3`},
+	{"document_claim_json document_permissions []", `claim "document_permissions" is reserved: it is set by permissions, at Testfile:3`},
+	{"document_claim exp 5", `claim "exp" is reserved: it is set by ttl, at Testfile:3`},
+	{"claim document_id x", `claim "document_id" is reserved: it is made from the route, at Testfile:3`},
+	{`claim "" x`, "claim: the name is empty, at Testfile:3"},
+	{"claim x inf", "claim x: inf is no number that JSON has; for the text write it in quotes, at Testfile:3"},
+	{"claim x -Inf", "claim x: -Inf is no number that JSON has; for the text write it in quotes, at Testfile:3"},
+	{"claim x +infinity", "claim x: +infinity is no number that JSON has; for the text write it in quotes, at Testfile:3"},
+	{"claim x NaN", "claim x: NaN is no number that JSON has; for the text write it in quotes, at Testfile:3"},
+	{"document_claim x nan", "document_claim x: nan is no number that JSON has; for the text write it in quotes, at Testfile:3"},
+	{"claim_json x inf", "claim_json x: not JSON: invalid character 'i' looking for beginning of value, at Testfile:3"},
+	{"claim_json x blue", "claim_json x: not JSON: invalid character 'b' looking for beginning of value, at Testfile:3"},
+	{"claim_json x `{\"a\": 1`", "claim_json x: not JSON: unexpected EOF, at Testfile:3"},
+	{"claim_json x `1 2`", "claim_json x: not JSON: something follows the value, at Testfile:3"},
+	{"claim_json x `{} }`", "claim_json x: not JSON: something follows the value, at Testfile:3"},
+	{`document_claim_json x ""`, "document_claim_json x: not JSON: EOF, at Testfile:3"},
+
+	// The same for everybody.
+	{"user_id admin", "user_id admin is the same for everybody: give a placeholder that names the user, for example {http.auth.user.id}, or remove it, at Testfile:"},
+	{"user_id {env.USER}", "user_id {env.USER} is the same for everybody: give a placeholder that names the user, for example {http.auth.user.id}, or remove it, at Testfile:"},
+	{"user_id {file./etc/user}", "user_id {file./etc/user} is the same for everybody: give a placeholder that names the user, for example {http.auth.user.id}, or remove it, at Testfile:"},
+	{"user_id {system.hostname}", "user_id {system.hostname} is the same for everybody: give a placeholder that names the user, for example {http.auth.user.id}, or remove it, at Testfile:"},
+	{`user_id \{http.auth.user.id\}`, `user_id \{http.auth.user.id\} is the same for everybody: give a placeholder that names the user, for example {http.auth.user.id}, or remove it, at Testfile:`},
+	{"vary_by tenant", "vary_by tenant is the same for all requests, so nothing varies by it, at Testfile:"},
+	{"vary_by {http.vars.a} tenant", "vary_by tenant is the same for all requests, so nothing varies by it, at Testfile:"},
+	{"permissions read write", "permissions read write go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want, at Testfile:"},
+	{"permissions download", "permissions download go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want, at Testfile:"},
+	{"permissions read,write", "permissions read,write go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want, at Testfile:"},
+	{"permissions {http.vars.permissions}", "permissions {http.vars.permissions} go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want, at Testfile:"},
+	{"permissions , \" \"", "permissions: only separators; name at least one, at Testfile:"},
+	{`permissions ""`, "permissions: only separators; name at least one, at Testfile:"},
+}
+
+func wantMistake(t *testing.T, input, want string) {
+	t.Helper()
+	_, err := parseTestHandler(input)
+	if err == nil {
+		t.Fatalf("no error, want: %s", want)
+	}
+	got := err.Error()
+	if strings.HasSuffix(want, ":") { // the line is the directive's end
+		want += fmt.Sprint(strings.Count(strings.TrimSpace(input), "\n") + 1)
+	}
+	if !strings.HasSuffix(got, want) {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	// A route's mistakes name the route, and nothing else stands in front.
+	if prefix := strings.TrimSuffix(got, want); prefix != "" && prefix != "route /d/:id: " {
+		t.Errorf("%q stands in front of %q", prefix, want)
+	}
+}
+
+func TestMistakesInTokenOptionsOfAllRoutes(t *testing.T) {
+	for _, test := range tokenOptionMistakes {
+		t.Run(test.lines, func(t *testing.T) { wantMistake(t, inDirective(test.lines), test.want) })
+	}
+}
+
+func TestMistakesInTokenOptionsOfOneRoute(t *testing.T) {
+	for _, test := range tokenOptionMistakes {
+		t.Run(test.lines, func(t *testing.T) { wantMistake(t, inRoute(test.lines), test.want) })
+	}
+}
+
+func TestMistakesInHandlerOptions(t *testing.T) {
+	for _, test := range []struct{ lines, want string }{
+		// Unknown.
+		{"documentpath /x/:id", `unrecognized subdirective "documentpath" of viewer_session, at Testfile:3`},
+		{"Shared", `unrecognized subdirective "Shared" of viewer_session, at Testfile:3`},
+		{"shared {\n}", `unrecognized subdirective "{" of viewer_session, at Testfile:3`},
+
+		// Missing arguments.
+		{"document_path", "document_path needs a path pattern, for example: document_path /documents/:id, at Testfile:3"},
+		{"document_path {\nshared\n}", "document_path needs a path pattern, for example: document_path /documents/:id, at Testfile:3"},
+		{"document_id", "document_id needs a value, at Testfile:3"},
+		{"document_id_format", "document_id_format needs a value, at Testfile:3"},
+		{"request_header", "request_header needs a value, at Testfile:3"},
+		{`request_header ""`, "request_header needs a value, at Testfile:3"},
+		{"request_cookie", "request_cookie needs a value, at Testfile:3"},
+		{"on_error", "on_error needs a value, at Testfile:3"},
+		{"endpoint", "endpoint needs a value, at Testfile:3"},
+		{"timeout", "timeout needs a value, at Testfile:3"},
+		{"mint_rate", "mint_rate needs a rate per second and perhaps a burst, or off: for example mint_rate 100 1000, at Testfile:3"},
+		{"cache_size", "cache_size needs a value, at Testfile:3"},
+		{"transport", "transport needs a name: http, at Testfile:3"},
+
+		// Extra arguments.
+		{"document_id {http.vars.a} {http.vars.b}", `document_id takes one value; "{http.vars.b}" is too much, at Testfile:3`},
+		{"document_id_format a b", `document_id_format takes one value; "b" is too much, at Testfile:3`},
+		{"request_header X-A X-B", `request_header takes one value; "X-B" is too much, at Testfile:3`},
+		{"request_cookie a b", `request_cookie takes one value; "b" is too much, at Testfile:3`},
+		{"allow_store yes", "allow_store takes no argument (yes), at Testfile:3"},
+		{"on_error pass fail", `on_error takes one value; "fail" is too much, at Testfile:3`},
+		{"endpoint https://a/ https://b/", `endpoint takes one value; "https://b/" is too much, at Testfile:3`},
+		{"insecure_endpoint yes", "insecure_endpoint takes no argument (yes), at Testfile:3"},
+		{"timeout 1s 2s", `timeout takes one value; "2s" is too much, at Testfile:3`},
+		{"mint_rate 1 2 3", "mint_rate needs a rate per second and perhaps a burst, or off: for example mint_rate 100 1000, at Testfile:3"},
+		{"cache_size 64 MiB", `cache_size takes one value; "MiB" is too much, at Testfile:3`},
+
+		// Repeated.
+		{"document_id_format a\ndocument_id_format a", "document_id_format is given twice: remove one, at Testfile:4"},
+		{"request_header X-A\nrequest_header X-A", "request_header is given twice: remove one, at Testfile:4"},
+		{"request_cookie a\nrequest_cookie a", "request_cookie is given twice: remove one, at Testfile:4"},
+		{"allow_store\nallow_store", "allow_store is given twice: remove one, at Testfile:4"},
+		{"on_error fail\non_error fail", "on_error is given twice: remove one, at Testfile:4"},
+		{"api_key {env.A}\napi_key {env.A}", "api_key is given twice: remove one, at Testfile:4"},
+		{"endpoint https://a/\nendpoint https://a/", "endpoint is given twice: remove one, at Testfile:4"},
+		{"insecure_endpoint\ninsecure_endpoint", "insecure_endpoint is given twice: remove one, at Testfile:4"},
+		{"timeout 1s\ntimeout 1s", "timeout is given twice: remove one, at Testfile:4"},
+		{"mint_rate off\nmint_rate off", "mint_rate is given twice: remove one, at Testfile:4"},
+		{"cache_size 2MiB\ncache_size 2MiB", "cache_size is given twice: remove one, at Testfile:4"},
+		{"transport http\ntransport http", "transport is given twice: remove one, at Testfile:4"},
+		{"document_id {http.vars.a}\ndocument_id {http.vars.a}", "document_id is given twice: remove one, at Testfile:4"},
+
+		// Where the id comes from.
+		{"document_id {http.vars.a}", "document_id {http.vars.a} is never used: every pattern has :id; remove one or the other, at Testfile:"},
+		{"document_id_format [z-a]", "document_id_format: error parsing regexp: invalid character class range: `z-a`, at Testfile:3"},
+
+		// How the token is handed over.
+		{"request_header Authorization", "request_header Authorization has a meaning of its own: choose a name of yours, such as X-Viewer-Session, at Testfile:"},
+		{"request_header X_Token:", `request_header "X_Token:" is not a header name: write letters, digits and hyphens, at Testfile:`},
+		{`request_header "X Token"`, `request_header "X Token" is not a header name: write letters, digits and hyphens, at Testfile:`},
+		{"request_header {http.vars.name}", `request_header "{http.vars.name}" is not a header name: write letters, digits and hyphens, at Testfile:`},
+		{"request_cookie a=b", `request_cookie "a=b" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
+		{`request_cookie "a b"`, `request_cookie "a b" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
+		{`request_cookie "a;b"`, `request_cookie "a;b" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
+		{"request_cookie a,b", `request_cookie "a,b" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
+		{"request_cookie a[b]", `request_cookie "a[b]" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
+		{"request_cookie sitzüng", `request_cookie "sitzüng" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
+		{"on_error ignore", `on_error "ignore": write fail or pass, at Testfile:`},
+
+		// The endpoint.
+		{"endpoint http://dws.example.com/", "endpoint http://dws.example.com/ is plain HTTP, so the API key could be read on the way: write https, or insecure_endpoint if you know better, at Testfile:"},
+		{"endpoint http://127.0.0.1.example.com/", "endpoint http://127.0.0.1.example.com/ is plain HTTP, so the API key could be read on the way: write https, or insecure_endpoint if you know better, at Testfile:"},
+		{"endpoint http://10.0.0.1/", "endpoint http://10.0.0.1/ is plain HTTP, so the API key could be read on the way: write https, or insecure_endpoint if you know better, at Testfile:"},
+		{"endpoint https://user:word@dws.example.com/", "endpoint: a URL with a user or password in it is refused, because it would stand in the config; the key goes into api_key, at Testfile:"},
+		{"endpoint https://user@dws.example.com/", "endpoint: a URL with a user or password in it is refused, because it would stand in the config; the key goes into api_key, at Testfile:"},
+		{"endpoint ftp://dws.example.com/", `endpoint "ftp://dws.example.com/": the scheme is https, at Testfile:`},
+		{"endpoint //dws.example.com/", `endpoint "//dws.example.com/": the scheme is https, at Testfile:`},
+		{"endpoint dws.example.com", `endpoint "dws.example.com" is not a URL: write one such as https://api.nutrient.io/viewer/sessions, at Testfile:`},
+		{"endpoint https:///viewer", `endpoint "https:///viewer" is not a URL: write one such as https://api.nutrient.io/viewer/sessions, at Testfile:`},
+		{"endpoint https://a/#b", `endpoint "https://a/#b" is not a URL: write one such as https://api.nutrient.io/viewer/sessions, at Testfile:`},
+		{"endpoint https://{env.HOST}/", `endpoint "https://{env.HOST}/" is not a URL: write one such as https://api.nutrient.io/viewer/sessions, at Testfile:`},
+
+		// The rest.
+		{"timeout 99ms", "timeout 99ms: write a duration from 100ms to 1m, at Testfile:"},
+		{"timeout 61s", "timeout 1m1s: write a duration from 100ms to 1m, at Testfile:"},
+		{"timeout 5", `timeout "5" is not a duration: write a number with a unit, such as 30s, 15m, 1h or 7d, at Testfile:3`},
+		{"timeout 1 s", `timeout takes one value; "s" is too much, at Testfile:3`},
+		{"mint_rate 0", "mint_rate 0: write how many tokens may be minted per second, up to 1000000, or off, at Testfile:3"},
+		{"mint_rate -1", "mint_rate -1: write how many tokens may be minted per second, up to 1000000, or off, at Testfile:3"},
+		{"mint_rate 1000001", "mint_rate 1.000001e+06: write how many tokens may be minted per second, up to 1000000, or off, at Testfile:3"},
+		{"mint_rate inf", "mint_rate +Inf: write how many tokens may be minted per second, up to 1000000, or off, at Testfile:3"},
+		{"mint_rate nan", `mint_rate "nan" is not a number of mints per second, nor off, at Testfile:3`},
+		{"mint_rate fast", `mint_rate "fast" is not a number of mints per second, nor off, at Testfile:3`},
+		{"mint_rate 5/s", `mint_rate "5/s" is not a number of mints per second, nor off, at Testfile:3`},
+		{"mint_rate 5 0", `mint_rate: the burst "0" is not a whole number of 1 or more, at Testfile:3`},
+		{"mint_rate 5 -1", `mint_rate: the burst "-1" is not a whole number of 1 or more, at Testfile:3`},
+		{"mint_rate 5 2.5", `mint_rate: the burst "2.5" is not a whole number of 1 or more, at Testfile:3`},
+		{"cache_size big", `cache_size "big" is not a size: write for example 64MiB, at Testfile:3`},
+		{"cache_size -1", `cache_size "-1" is not a size: write for example 64MiB, at Testfile:3`},
+		{"cache_size 9EiB", `cache_size "9EiB" is not a size: write for example 64MiB, at Testfile:3`},
+		{"cache_size 0", "cache_size of 0 bytes: write a size from 1MiB to 64GiB, at Testfile:3"},
+		{"cache_size 1023KiB", "cache_size of 1047552 bytes: write a size from 1MiB to 64GiB, at Testfile:3"},
+		{"transport fastcgi", `transport "fastcgi": the only one is http, at Testfile:3`},
+		{"transport http {\nversions 3\n}", "transport http: versions 3 is refused, because a reload would break off mints that are under way; use 1.1 or 2, at Testfile:6"},
+		{"transport http {\nproxy_protocol v2\n}", "transport http: proxy_protocol is refused, because a mint is not made for any one client, at Testfile:6"},
+		{"transport http {\nnonsense\n}", `unrecognized subdirective nonsense, at Testfile:4`},
+	} {
+		t.Run(test.lines, func(t *testing.T) { wantMistake(t, inDirective(test.lines), test.want) })
+	}
+}
+
+func TestMistakesInTheDirectiveAndItsRoutes(t *testing.T) {
+	for _, test := range []struct{ name, input, want string }{
+		{"no block", "viewer_session", "no route: say which paths show a document with document_path, for example: document_path /documents/:id, at Testfile:1"},
+		{"no route", "viewer_session {\n\tshared\n}", "no route: say which paths show a document with document_path, for example: document_path /documents/:id, at Testfile:3"},
+		{"all requests as matcher", "viewer_session * {\n\tdocument_path /d/:id\n}", "viewer_session takes no matcher (*): it must see every request, to remove what clients send under the token's name; say which paths get a token with document_path inside its block, at Testfile:1"},
+		{"path as matcher", "viewer_session /x {\n\tdocument_path /d/:id\n}", "viewer_session takes no matcher (/x): it must see every request, to remove what clients send under the token's name; say which paths get a token with document_path inside its block, at Testfile:1"},
+		{"named matcher", "viewer_session @m {\n\tdocument_path /d/:id\n}", "viewer_session takes no matcher (@m): it must see every request, to remove what clients send under the token's name; say which paths get a token with document_path inside its block, at Testfile:1"},
+		{"argument", "viewer_session /d/:id", "viewer_session takes no matcher (/d/:id): it must see every request, to remove what clients send under the token's name; say which paths get a token with document_path inside its block, at Testfile:1"},
+		{"another argument", "viewer_session read {\n\tdocument_path /d/:id\n}", "viewer_session takes no argument: options go into its block, at Testfile:1"},
+		{"no :id and no document_id", "viewer_session {\n\tdocument_path /documents\n}", `route /documents: pattern "/documents" has no :id and there is no document_id: say where the document's id comes from, at Testfile:3`},
+		{"no :id in the second pattern", "viewer_session {\n\tdocument_path /d/:id /documents\n}", `route /d/:id: pattern "/documents" has no :id and there is no document_id: say where the document's id comes from, at Testfile:3`},
+		{"no :id and another route's document_id", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a}\n\t}\n\tdocument_path /b\n}", `route /b: pattern "/b" has no :id and there is no document_id: say where the document's id comes from, at Testfile:6`},
+		{"id from two places", "viewer_session {\n\tdocument_path /d/:id {\n\t\tdocument_id {http.vars.a}\n\t}\n}", `route /d/:id: pattern "/d/:id" has :id, and the route has document_id: the id comes from one or the other, at Testfile:5`},
+		{"document_id only routes' own", "viewer_session {\n\tdocument_id {http.vars.a}\n\tdocument_path /a {\n\t\tdocument_id {http.vars.b}\n\t}\n}", "document_id {http.vars.a} is never used: every pattern has :id; remove one or the other, at Testfile:6"},
+		{"constant document_id", "viewer_session {\n\tdocument_id handbook\n}", "route 1: document_id handbook holds no placeholder: give one that holds the document's id; for a fixed id set a variable (vars document ID) and write {http.vars.document}, at Testfile:3"},
+		{"constant document_id of a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id handbook\n\t}\n}", "route /a: document_id handbook holds no placeholder: give one that holds the document's id; for a fixed id set a variable (vars document ID) and write {http.vars.document}, at Testfile:5"},
+		{"option of the handler in a route", inRoute("api_key {env.X}"), `unrecognized subdirective "api_key" of document_path: it takes document_id and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up, at Testfile:3`},
+		{"route in a route", inRoute("document_path /x/:id"), `unrecognized subdirective "document_path" of document_path: it takes document_id and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up, at Testfile:3`},
+		{"document_id twice in a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a}\n\t\tdocument_id {http.vars.b}\n\t}\n}", "document_id is given twice: remove one, at Testfile:4"},
+		{"document_id without a value in a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id\n\t}\n}", "document_id needs a value, at Testfile:3"},
+		{"document_id with two values in a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a} b\n\t}\n}", `document_id takes one value; "b" is too much, at Testfile:3`},
+		{"pattern twice in a route", "viewer_session {\n\tdocument_path /a/:id /b /a/:id\n\tdocument_id {http.vars.a}\n}", `pattern "/a/:id" stands twice: the second never matches; remove one, at Testfile:4`},
+		{"a route's short ttl with the handler's min_remaining", "viewer_session {\n\tmin_remaining 20m\n\tdocument_path /d/:id {\n\t\tttl 30m\n\t}\n}", "route /d/:id: min_remaining 20m0s: write at most half of ttl (15m0s), or a longer ttl, at Testfile:6"},
+		{"pattern twice", "viewer_session {\n\tdocument_path /a/:id\n\tdocument_path /b/:id /A/:id/\n}", `pattern "/A/:id/" stands twice: the second never matches; remove one, at Testfile:4`},
+		{"the mistake is in the second route", "viewer_session {\n\tdocument_path /a/:id\n\tdocument_path /b/:id {\n\t\tpermissions write\n\t}\n}", "route /b/:id: permissions write go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want, at Testfile:6"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := parseTestHandler(test.input)
+			if err == nil || err.Error() != test.want {
+				t.Errorf("got  %v\nwant %s", err, test.want)
+			}
+		})
+	}
+}
+
+func TestPatternMistakesNameTheirLine(t *testing.T) {
+	for _, test := range []struct{ pattern, want string }{
+		{"documents/:id", `pattern "documents/:id": a path pattern begins with a slash, for example /documents/:id`},
+		{"*", `pattern "*": a path pattern begins with a slash, for example /documents/:id`},
+		{"/a/:id/b/:id", `pattern "/a/:id/b/:id": :id stands twice; a route has one document`},
+		{"/a/:id-:id", `pattern "/a/:id-:id": segment ":id-:id": :id stands once, and no other colon`},
+		{"/a/:document", `pattern "/a/:document": segment ":document": only :id is known after a colon; separate what follows it with a character such as . or -`},
+		{"/a/x*", `pattern "/a/x*": segment "x*": * stands for a whole segment; inside one only :id is allowed`},
+		{"/a//:id", `pattern "/a//:id": empty path segment`},
+		{"/a/../:id", `pattern "/a/../:id": segment ".." never matches: such paths are not canonical`},
+		{"/a/{http.vars.x}/:id", `pattern "/a/{http.vars.x}/:id": placeholders are not replaced in patterns; for an id from elsewhere use document_id`},
+		{"/a?id=:id", `pattern "/a?id=:id": only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}`},
+		{"/a%20b/:id", `pattern "/a%20b/:id": none of % \ ( ) + may stand in a pattern; paths are matched after decoding, so write the character itself, and use document_id with a path_regexp matcher for anything more`},
+	} {
+		t.Run(test.pattern, func(t *testing.T) {
+			_, err := parseTestHandler("viewer_session {\n\tdocument_path /d/:id\n\tdocument_path " + test.pattern + "\n\tshared\n}")
+			if want := test.want + ", at Testfile:3"; err == nil || err.Error() != want {
+				t.Errorf("got  %v\nwant %s", err, want)
+			}
+		})
+	}
+}
+
+// A literal key would stand in /config and in the autosaved config; the error
+// about it ends up in logs and terminals.
+func TestLiteralAPIKeyIsRefusedAndNotRepeated(t *testing.T) {
+	const want = "api_key: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would stand in the admin API's /config and in the autosaved config, at Testfile:3"
+	for _, value := range []string{
+		"pdf_live_test",
+		`"pdf_live_test"`,
+		`"Bearer pdf_live_test"`,
+		"Bearer{env.X}",
+		"{env.X}pdf_live_test",
+		"{env.X}{env.Y}",
+		`"{env.X} "`,
+		`\{env.X\}`,
+		"{pdf_live_test",
+	} {
+		t.Run(value, func(t *testing.T) {
+			_, err := parseTestHandler(inDirective("api_key " + value))
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if strings.Contains(err.Error(), "pdf_live_test") {
+				t.Errorf("the key is repeated: %v", err)
+			}
+			if err.Error() != want {
+				t.Errorf("got  %v\nwant %s", err, want)
+			}
+		})
+	}
+}
+
+func TestAPIKeyWithoutAValue(t *testing.T) {
+	for _, line := range []string{"api_key", `api_key ""`, `api_key " "`} {
+		wantMistake(t, inDirective(line), "api_key: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would stand in the admin API's /config and in the autosaved config, at Testfile:3")
+	}
+}
+
+// Somebody who pastes the whole header finds out without the key being shown.
+func TestAPIKeyOfTwoWordsIsNotRepeated(t *testing.T) {
+	for _, value := range []string{"Bearer pdf_live_test", "{env.X} pdf_live_test", "pdf_live_test pdf_live_test"} {
+		_, err := parseTestHandler(inDirective("api_key " + value))
+		if err == nil {
+			t.Errorf("%s: no error", value)
+		} else if strings.Contains(err.Error(), "pdf_live_test") {
+			t.Errorf("%s: the key is repeated: %v", value, err)
+		} else if !strings.HasSuffix(err.Error(), ", at Testfile:3") {
+			t.Errorf("%s: no line: %v", value, err)
+		}
+	}
+}
+
+// clientWrittenPlaceholders are what anybody who sends a request can choose.
+var clientWrittenPlaceholders = []string{
+	"http.request.header.Remote-User",
+	"http.request.header.remote-user",
+	"http.request.cookie.user",
+	"http.request.body",
+	"http.request.body_base64",
+}
+
+// queryPlaceholders are written by clients as well, but may name a document.
+var queryPlaceholders = []string{
+	"http.request.uri",
+	"http.request.uri_escaped",
+	"http.request.uri.query",
+	"http.request.uri.query_escaped",
+	"http.request.uri.query.user",
+	"http.request.uri.prefixed_query",
+	"http.request.orig_uri",
+	"http.request.orig_uri.query",
+	"http.request.orig_uri.prefixed_query",
+}
+
+func TestWhatClientsWriteIsRefusedUnlessTrusted(t *testing.T) {
+	const hint = " comes from what a client writes, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it, at Testfile:"
+	for what, line := range map[string]string{
+		"user_id":     "user_id PLACEHOLDER",
+		"permissions": "shared\npermissions read PLACEHOLDER",
+		"claim who":   "claim who PLACEHOLDER",
+		"claim list":  "claim_json list `[1, {\"deep\": [\"x PLACEHOLDER\"]}]`",
+		"claim page":  "document_claim page PLACEHOLDER",
+		"claim pages": "document_claim_json pages `[\"PLACEHOLDER\"]`",
+		"user_id ":    "user_id {http.auth.user.id}PLACEHOLDER",
+	} {
+		for _, name := range append(clientWrittenPlaceholders, queryPlaceholders...) {
+			lines := strings.ReplaceAll(line, "PLACEHOLDER", "{"+name+"}")
+			t.Run(strings.TrimSpace(what)+" "+lines, func(t *testing.T) {
+				want := strings.TrimSpace(what) + " {" + name + "}" + hint
+				wantMistake(t, inDirective(lines), want)
+				wantMistake(t, inRoute(lines), want)
+				for _, input := range []string{inDirective(lines + "\ntrust_request_headers"), inRoute(lines + "\ntrust_request_headers")} {
+					if _, err := parseTestHandler(input); err != nil {
+						t.Errorf("with trust_request_headers: %v", err)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestTrustOfOneRouteIsNotTheOthers(t *testing.T) {
+	_, err := parseTestHandler(`viewer_session {
+	document_path /a/:id {
+		trust_request_headers
+		user_id {http.request.header.Remote-User}
+	}
+	document_path /b/:id {
+		user_id {http.request.header.Remote-User}
+	}
+}`)
+	if err == nil || !strings.HasPrefix(err.Error(), "route /b/:id: user_id {http.request.header.Remote-User} comes from what a client writes") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestDocumentIDMayComeFromTheQueryButNotFromHeaders(t *testing.T) {
+	forms := func(name string) map[string]string {
+		return map[string]string{
+			"directive": "viewer_session {\n\tdocument_id {" + name + "}\n}",
+			"route":     "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {" + name + "}\n\t}\n}",
+			"default":   "viewer_session {\n\tdocument_id {" + name + "}\n\tdocument_path /a\n}",
+		}
+	}
+	trusted := func(input string) string {
+		return strings.Replace(input, "viewer_session {\n", "viewer_session {\n\ttrust_request_headers\n", 1)
+	}
+	allowed := append([]string{"http.request.uri.path.2", "http.regexp.doc.1", "http.vars.document", "http.reverse_proxy.header.X-Document"}, queryPlaceholders...)
+	for _, name := range allowed {
+		for where, input := range forms(name) {
+			if _, err := parseTestHandler(input); err != nil {
+				t.Errorf("%s in the %s: %v", name, where, err)
+			}
+		}
+	}
+	for _, name := range clientWrittenPlaceholders {
+		for where, input := range forms(name) {
+			_, err := parseTestHandler(input)
+			want := "document_id {" + name + "} comes from what a client writes: use the path or the query, or trust_request_headers if a proxy in front of Caddy sets it, at Testfile:"
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s in the %s: got %v, want %s", name, where, err, want)
+			}
+			if _, err := parseTestHandler(trusted(input)); err != nil {
+				t.Errorf("%s in the %s with trust_request_headers: %v", name, where, err)
+			}
+		}
+	}
+}
+
+func TestHeadersWithAMeaningAreRefused(t *testing.T) {
+	for _, name := range []string{
+		"Authorization", "authorization", "Cookie", "Set-Cookie", "Host", "Connection", "Keep-Alive", "TE", "Trailer",
+		"Transfer-Encoding", "Transfer_Encoding", "Upgrade", "Content-Type", "Content-Length", "content_type", "Content-Viewer",
+		"Forwarded", "X-Forwarded-For", "X-Forwarded-Viewer", "X.Forwarded.Host", "x_forwarded_proto", "Proxy-Authorization",
+		"Via", "Expect", "Range", "If-None-Match", "If-Modified-Since", "Origin", "Referer", "User-Agent", "Accept", "Accept-Encoding",
+		"Cache-Control", "Access-Control-Request-Method", "Sec-Fetch-Site", "X-Real-IP", "X-HTTP-Method-Override", "X-Original-URL",
+		"X-Viewer-Rejected", "X-Viewer-Document", "X-Viewer-Permissions", "X-Viewer-User",
+	} {
+		_, err := parseTestHandler(inDirective("request_header " + name))
+		if err == nil || !strings.Contains(err.Error(), "has a meaning of its own: choose a name of yours, such as X-Viewer-Session, at Testfile:") {
+			t.Errorf("request_header %s: got %v", name, err)
+		}
+	}
+	for _, name := range []string{"X-Viewer-Session", "Viewer", "X-Token", "Session_Token", "X-Forward", "Contents"} {
+		if _, err := parseTestHandler(inDirective("request_header " + name)); err != nil {
+			t.Errorf("request_header %s: %v", name, err)
+		}
+	}
+}
+
+// Every option is known in the directive, and only the token options in a
+// route. The table above cannot forget one.
+func TestEveryOptionIsTested(t *testing.T) {
+	tested := make(map[string]bool)
+	for _, test := range tokenOptionCases {
+		for line := range strings.SplitSeq(test.lines, "\n") {
+			name, _, _ := strings.Cut(line, " ")
+			tested[name] = true
+		}
+	}
+	want := map[string]bool{
+		"permissions": true, "user_id": true, "vary_by": true, "shared": true, "claim": true, "claim_json": true,
+		"document_claim": true, "document_claim_json": true, "ttl": true, "min_remaining": true, "trust_request_headers": true,
+	}
+	if !maps.Equal(tested, want) {
+		t.Errorf("tested %v, want %v", tested, want)
+	}
+	// The JSON members of TokenOptions are as many: claim and claim_json share one.
+	if fields := reflect.TypeFor[TokenOptions]().NumField(); fields != len(want)-2 {
+		t.Errorf("TokenOptions has %d fields, and the tests know of %d", fields, len(want)-2)
+	}
+}
+
+func TestExtraArgumentOfTransportIsRefused(t *testing.T) {
+	for _, lines := range []string{
+		"transport http extra",
+		"transport http extra {\nversions 1.1\n}",
+	} {
+		wantMistake(t, inDirective(lines), "transport http takes no further argument: its options go into a block, at Testfile:3")
+	}
+}

@@ -1,0 +1,739 @@
+package viewersession
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"reflect"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// caddyTransport returns Caddy's own transport with the settings that a
+// handler without a transport gets.
+func caddyTransport(t testing.TB) http.RoundTripper {
+	t.Helper()
+	settings, _, err := new(Handler).poolSettings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+	t.Cleanup(cancel)
+	mod, err := ctx.LoadModuleByID(transportModule, json.RawMessage(settings.transport))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mod.(http.RoundTripper)
+}
+
+// dwsTest mints at a server. What it asks for is always the same.
+type dwsTest struct {
+	transport http.RoundTripper
+	endpoint  *url.URL
+}
+
+func newDWSTest(t testing.TB, handler http.HandlerFunc) dwsTest {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return dwsTestAt(t, server.URL+"/viewer/sessions")
+}
+
+func dwsTestAt(t testing.TB, endpoint string) dwsTest {
+	t.Helper()
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dwsTest{caddyTransport(t), u}
+}
+
+func dwsAsk() *ask {
+	return &ask{documentID: "doc", permissions: []string{"read", "write"}, userID: "ann", claims: `,"team":"blue"`, ttl: time.Hour}
+}
+
+func (d dwsTest) mint() (mintReply, error) { return d.mintWithin(30 * time.Second) }
+
+func (d dwsTest) mintWithin(timeout time.Duration) (mintReply, error) {
+	ctx, cancel := context.WithTimeout(mintContext(), timeout)
+	defer cancel()
+	return mintToken(ctx, d.transport, d.endpoint, testKey, dwsAsk())
+}
+
+// wantFailure mints and returns the failure, which must hold neither key nor token.
+func (d dwsTest) wantFailure(t *testing.T, want reason) *failure {
+	t.Helper()
+	return wantDWSFailure(t, want)(d.mint())
+}
+
+func wantDWSFailure(t *testing.T, want reason) func(mintReply, error) *failure {
+	return func(got mintReply, err error) *failure {
+		t.Helper()
+		f, ok := errors.AsType[*failure](err)
+		if !ok {
+			t.Fatalf("got %+v, %v", got, err)
+		}
+		if f.reason != want {
+			t.Errorf("got the reason %s (%v), want %s", f.reason, f, want)
+		}
+		if got != (mintReply{}) {
+			t.Errorf("beside the failure stands %+v", got)
+		}
+		if strings.Contains(f.Error(), testKey) || strings.Contains(f.Error(), "eyJ") {
+			t.Errorf("the error holds a key or a token: %v", f)
+		}
+		return f
+	}
+}
+
+// answering returns a handler that always answers the same.
+func answering(status int, body string, header ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		for i := 0; i < len(header); i += 2 {
+			w.Header().Add(header[i], header[i+1])
+		}
+		w.WriteHeader(status)
+		io.WriteString(w, body)
+	}
+}
+
+// jwtReply is the API's answer with a token that holds these claims.
+func jwtReply(claims map[string]any) string {
+	reply, err := json.Marshal(map[string]string{"jwt": testJWT(claims)})
+	if err != nil {
+		panic(err)
+	}
+	return string(reply)
+}
+
+func TestMintRequestIsTheDocumentedOne(t *testing.T) {
+	type request struct {
+		method, target, host, body string
+		header                     http.Header
+		length                     int64
+		encoding                   []string
+	}
+	requests := make(chan request, 1)
+	exp := time.Now().Add(40 * time.Minute).Unix()
+	jwt := testJWT(map[string]any{"exp": exp})
+	d := newDWSTest(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		requests <- request{r.Method, r.RequestURI, r.Host, string(body), r.Header, r.ContentLength, r.TransferEncoding}
+		w.WriteHeader(http.StatusCreated)
+		fmt.Fprintf(w, `{"jwt":%q}`, jwt)
+	})
+	d.endpoint.RawQuery = "region=eu"
+	before := time.Now().Add(time.Hour).Unix()
+	minted, err := d.mint()
+	after := time.Now().Add(time.Hour).Unix()
+	if err != nil || minted.askedExp < before || minted.askedExp > after || minted != (mintReply{jwt: jwt, exp: exp, askedExp: minted.askedExp, hasExp: true}) {
+		t.Fatalf("got %+v, %v", minted, err)
+	}
+
+	got := <-requests
+	var sent struct {
+		Exp int64 `json:"exp"`
+	}
+	if err := json.Unmarshal([]byte(got.body), &sent); err != nil || sent.Exp < before || sent.Exp > after {
+		t.Errorf("exp is %d, want from %d to %d", sent.Exp, before, after)
+	}
+	wantBody := fmt.Sprintf(`{"allowed_documents":[{"document_id":"doc","document_permissions":["read","write"]}],"exp":%d,"user_id":"ann","team":"blue"}`, sent.Exp)
+	want := request{
+		method: "POST", target: "/viewer/sessions?region=eu", host: d.endpoint.Host, body: wantBody, length: int64(len(wantBody)),
+		// All there is: above all no Idempotency-Key, which would let
+		// net/http repeat the request by itself.
+		header: http.Header{
+			"Authorization":   {"Bearer " + testKey},
+			"Content-Type":    {"application/json"},
+			"Accept":          {"application/json"},
+			"Accept-Encoding": {"gzip"},
+			"User-Agent":      {"caddy-viewer-session"},
+			"Content-Length":  {strconv.Itoa(len(wantBody))},
+		},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestGoodReplies(t *testing.T) {
+	soon := time.Now().Add(10 * time.Minute).Unix()
+	late := time.Now().Add(48 * time.Hour).Unix()
+	for _, test := range []struct {
+		name   string
+		status int
+		reply  string
+		exp    int64 // 0 for the one asked for
+		hasExp bool
+	}{
+		{"201", 201, jwtReply(map[string]any{"exp": soon}), soon, true},
+		{"200", 200, jwtReply(map[string]any{"exp": soon}), soon, true},
+		{"without exp", 201, jwtReply(map[string]any{"user_id": "ann"}), 0, false},
+		{"exp is null", 201, jwtReply(map[string]any{"exp": nil}), 0, false},
+		{"more than asked for", 201, jwtReply(map[string]any{"exp": late}), 0, true},
+		{"other members", 201, `{"x": {"jwt": 5}, "JWT": "a", "jwt": "` + testJWT(map[string]any{"exp": soon}) + `"}`, soon, true},
+		{"white space", 201, " \n" + jwtReply(map[string]any{"exp": soon}) + "\n", soon, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			before := time.Now().Add(time.Hour).Unix()
+			got, err := newDWSTest(t, answering(test.status, test.reply)).mint()
+			after := time.Now().Add(time.Hour).Unix()
+			if err != nil || got.hasExp != test.hasExp || strings.Count(got.jwt, ".") != 2 {
+				t.Fatalf("got %+v, %v", got, err)
+			}
+			if test.exp != 0 && got.exp != test.exp || test.exp == 0 && (got.exp < before || got.exp > after) {
+				t.Errorf("exp is %d", got.exp)
+			}
+		})
+	}
+}
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		var visits atomic.Int32
+		other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			visits.Add(1)
+			w.WriteHeader(http.StatusCreated)
+			io.WriteString(w, jwtReply(map[string]any{}))
+		}))
+		t.Cleanup(other.Close)
+		var requests atomic.Int32
+		d := newDWSTest(t, func(w http.ResponseWriter, r *http.Request) {
+			if requests.Add(1); r.URL.Path != "/viewer/sessions" {
+				visits.Add(1)
+			}
+			if status%2 == 0 { // elsewhere, and on the same host
+				w.Header().Set("Location", other.URL+"/viewer/sessions")
+			} else {
+				w.Header().Set("Location", "/elsewhere")
+			}
+			w.WriteHeader(status)
+		})
+		f := d.wantFailure(t, reasonUnavailable)
+		if visits.Load() != 0 || requests.Load() != 1 {
+			t.Errorf("%d: followed %d times, asked %d times", status, visits.Load(), requests.Load())
+		}
+		if want := fmt.Sprintf("%s answered %d; redirects are not followed, so that the key stays with one host: check endpoint", d.endpoint.Host, status); f.Error() != want || f.unsent {
+			t.Errorf("got  %v\nwant %s", f, want)
+		}
+	}
+}
+
+func TestStatusesBecomeReasons(t *testing.T) {
+	const keyHint = "; the key is refused: check api_key. An account has a Viewer key and a Processor key, both begin with pdf_live_, and only the Viewer key is accepted here"
+	const addressHint = "; check endpoint: the API does not look documents up when it mints, so it is the address that is unknown"
+	for _, test := range []struct {
+		status     int
+		retryAfter string
+		reason     reason
+		toClient   int
+		hint       string
+	}{
+		{401, "", reasonKeyRefused, 502, keyHint},
+		{403, "", reasonKeyRefused, 502, keyHint},
+		{403, "5", reasonKeyRefused, 502, keyHint},
+		{404, "", reasonRejected, 502, addressHint},
+		{400, "", reasonRejected, 502, ""},
+		{402, "", reasonRejected, 502, ""},
+		{405, "", reasonRejected, 502, ""},
+		{409, "", reasonRejected, 502, ""},
+		{413, "", reasonRejected, 502, ""},
+		{415, "", reasonRejected, 502, ""},
+		{422, "", reasonRejected, 502, ""},
+		{422, "5", reasonRejected, 502, ""},
+		{408, "", reasonUnavailable, 502, ""},
+		{429, "", reasonThrottled, 503, ""},
+		{429, "7", reasonThrottled, 503, ""},
+		{429, "soon", reasonThrottled, 503, ""},
+		{500, "", reasonUnavailable, 502, ""},
+		{500, "5", reasonUnavailable, 502, ""},
+		{501, "", reasonUnavailable, 502, ""},
+		{502, "", reasonUnavailable, 502, ""},
+		{503, "", reasonUnavailable, 502, ""},
+		{503, "7", reasonThrottled, 503, ""},
+		{503, "soon", reasonThrottled, 503, ""},
+		{504, "", reasonUnavailable, 502, ""},
+		{599, "", reasonUnavailable, 502, ""},
+	} {
+		t.Run(fmt.Sprint(test.status, test.retryAfter), func(t *testing.T) {
+			var header []string
+			if test.retryAfter != "" {
+				header = []string{"Retry-After", test.retryAfter}
+			}
+			d := newDWSTest(t, answering(test.status, "<html>no JSON eyJ "+testKey+"</html>", header...))
+			before := time.Now()
+			f := d.wantFailure(t, test.reason)
+			after := time.Now()
+			if f.status() != test.toClient || f.unsent {
+				t.Errorf("the client gets %d, and unsent is %v", f.status(), f.unsent)
+			}
+			if want := fmt.Sprintf("%s answered %d%s", d.endpoint.Host, test.status, test.hint); f.Error() != want {
+				t.Errorf("got  %v\nwant %s", f, want)
+			}
+			if test.reason == reasonThrottled && test.retryAfter == "7" {
+				if f.retryAt.Before(before.Add(7*time.Second)) || f.retryAt.After(after.Add(7*time.Second)) {
+					t.Errorf("retryAt is in %v", f.retryAt.Sub(before))
+				}
+			} else if !f.retryAt.IsZero() {
+				t.Errorf("retryAt is in %v", f.retryAt.Sub(before))
+			}
+		})
+	}
+}
+
+// A success that is none: whatever it is, the client gets 502, and no token.
+func TestOtherSuccessesAreFailures(t *testing.T) {
+	for _, status := range []int{202, 203, 204, 205, 206, 226, 299, 304} {
+		body := jwtReply(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
+		if status == 204 || status == 304 {
+			body = ""
+		}
+		got, err := newDWSTest(t, answering(status, body)).mint()
+		if f, ok := errors.AsType[*failure](err); !ok || f.status() != 502 || got != (mintReply{}) || strings.Contains(f.Error(), "eyJ") {
+			t.Errorf("%d: got %+v, %v", status, got, err)
+		}
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	now := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+	for value, want := range map[string]time.Duration{ // 0: none worth believing
+		"1":                              time.Second,
+		"120":                            2 * time.Minute,
+		"007":                            7 * time.Second,
+		"300":                            5 * time.Minute,
+		"301":                            5 * time.Minute,
+		"31536000":                       5 * time.Minute,
+		"9223372036854775807":            5 * time.Minute,
+		"18446744073709551615":           5 * time.Minute,
+		"Sun, 22 Nov 2026 10:00:30 GMT":  30 * time.Second,
+		"Sunday, 22-Nov-26 10:01:00 GMT": time.Minute,
+		"Sun Nov 22 10:02:00 2026":       2 * time.Minute,
+		"Sun, 22 Nov 2026 10:05:01 GMT":  5 * time.Minute,
+		"Mon, 22 Nov 2027 10:00:00 GMT":  5 * time.Minute,
+		"Fri, 31 Dec 9999 23:59:59 GMT":  5 * time.Minute,
+		"Sun, 22 Nov 2026 10:00:00 GMT":  0,
+		"Sun, 22 Nov 2026 09:59:59 GMT":  0,
+		"Thu, 01 Jan 1970 00:00:00 GMT":  0,
+		"":                               0,
+		"0":                              0,
+		"-1":                             0,
+		"-9223372036854775808":           0,
+		"+5":                             0,
+		"1.5":                            0,
+		"1e2":                            0,
+		"0x10":                           0,
+		"1_0":                            0,
+		"5s":                             0,
+		"5, 6":                           0,
+		"soon":                           0,
+		"٣":                              0,
+		"tomorrow 10:00":                 0,
+		"2026-11-22T10:01:00Z":           0,
+		"Sun, 99 Nov 2026 10:00:30 GMT":  0,
+	} {
+		got := readRetryAfter(value, now)
+		switch {
+		case want == 0 && !got.IsZero():
+			t.Errorf("%q: got %v", value, got.Sub(now))
+		case want != 0 && !got.Equal(now.Add(want)):
+			t.Errorf("%q: got %v, want %v", value, got.Sub(now), want)
+		}
+	}
+}
+
+func TestRepliesWithoutAUsableToken(t *testing.T) {
+	const noObject = "answered 201, but not with a JSON object; check that endpoint is the session endpoint of the DWS Viewer API"
+	const noJWT = "answered 201, but without a jwt; check that endpoint is the session endpoint of the DWS Viewer API"
+	jwt := testJWT(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
+	for _, test := range []struct{ name, reply, want string }{
+		{"nothing", "", noObject},
+		{"page", "<html>" + jwt + "</html>", noObject},
+		{"bare token", jwt, noObject},
+		{"token as a JSON string", `"` + jwt + `"`, noObject},
+		{"array", `[{"jwt": "` + jwt + `"}]`, noObject},
+		{"cut short", `{"jwt": "` + jwt + `"`, noObject},
+		{"followed by more", `{"jwt": "` + jwt + `"} {}`, noObject},
+		{"null", `null`, noJWT},
+		{"empty object", `{}`, noJWT},
+		{"other name", `{"token": "` + jwt + `"}`, noJWT},
+		{"capitals", `{"JWT": "` + jwt + `"}`, noJWT},
+		{"capital", `{"Jwt": "` + jwt + `"}`, noJWT},
+		{"nested", `{"session": {"jwt": "` + jwt + `"}}`, noJWT},
+		{"empty jwt", `{"jwt": ""}`, noJWT},
+		{"jwt is null", `{"jwt": null}`, noJWT},
+		{"jwt is a number", `{"jwt": 5}`, noJWT},
+		{"jwt is an object", `{"jwt": {"jwt": "` + jwt + `"}}`, noJWT},
+		{"jwt is an array", `{"jwt": ["` + jwt + `"]}`, noJWT},
+		{"not three parts", `{"jwt": "a.b"}`, "answered 201, but the token has 2 parts; a JWT has 3"},
+		{"line break", `{"jwt": "` + jwt + `\r\nX-Admin: 1"}`, "answered 201, but the token has an empty part or bytes that no JWT has"},
+		{"expired", jwtReply(map[string]any{"exp": 5}), "answered 201, but the token has expired already: its exp lies "},
+		{"exp is a string", jwtReply(map[string]any{"exp": "5"}), "answered 201, but the token's exp is not a number"},
+		{"another document's", jwtReply(map[string]any{"document_id": "doc2"}), "answered 201, but the token is for another document than the one asked for"},
+		{"another user's", jwtReply(map[string]any{"user_id": "bob"}), "answered 201, but the token is for another user than the one asked for"},
+		{"too large a token", `{"jwt": "` + jwt + strings.Repeat("a", 8192) + `"}`, "more than the 8192 that are accepted"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newDWSTest(t, answering(201, test.reply)).wantFailure(t, reasonInvalidReply)
+			if !strings.Contains(f.Error(), test.want) || f.status() != 502 || f.unsent {
+				t.Errorf("got  %v\nwant %s", f, test.want)
+			}
+		})
+	}
+}
+
+// paddedReply returns a good reply of exactly so many bytes.
+func paddedReply(size int) string {
+	reply := jwtReply(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
+	const member = `,"x":""}`
+	return strings.TrimSuffix(reply, "}") + `,"x":"` + strings.Repeat("x", size-len(reply)+1-len(member)) + `"}`
+}
+
+func TestReplySizeIsBounded(t *testing.T) {
+	if got := len(paddedReply(65536)); got != 65536 {
+		t.Fatalf("the padded reply has %d bytes", got)
+	}
+	if _, err := newDWSTest(t, answering(201, paddedReply(65536))).mint(); err != nil {
+		t.Errorf("64 KiB: %v", err)
+	}
+	f := newDWSTest(t, answering(201, paddedReply(65537))).wantFailure(t, reasonInvalidReply)
+	if !strings.Contains(f.Error(), "answered 201, but with more than 65536 bytes") {
+		t.Errorf("got %v", f)
+	}
+	// A reply without an end is not read to its end.
+	endless := func(status int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			for line := strings.Repeat("x", 4096); ; {
+				if _, err := io.WriteString(w, line); err != nil {
+					return
+				}
+			}
+		}
+	}
+	newDWSTest(t, endless(201)).wantFailure(t, reasonInvalidReply)
+	newDWSTest(t, endless(500)).wantFailure(t, reasonUnavailable)
+}
+
+func zipped(text string) string {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	io.WriteString(z, text)
+	z.Close()
+	return b.String()
+}
+
+func TestZippedReplies(t *testing.T) {
+	good := zipped(jwtReply(map[string]any{"exp": time.Now().Add(time.Hour).Unix()}))
+	if _, err := newDWSTest(t, answering(201, good, "Content-Encoding", "gzip")).mint(); err != nil {
+		t.Error(err)
+	}
+	bomb := zipped(`{"x":"` + strings.Repeat("x", 10<<20) + `"}`)
+	if len(bomb) > maxReplyBytes {
+		t.Fatalf("the bomb has %d bytes", len(bomb))
+	}
+	newDWSTest(t, answering(201, bomb, "Content-Encoding", "gzip")).wantFailure(t, reasonInvalidReply)
+	got, err := newDWSTest(t, answering(201, "no gzip", "Content-Encoding", "gzip")).mint()
+	if f, ok := errors.AsType[*failure](err); !ok || f.status() != 502 || f.unsent {
+		t.Errorf("broken gzip: got %+v, %v", got, err)
+	}
+}
+
+func TestReplyHeadersAreBounded(t *testing.T) {
+	d := newDWSTest(t, answering(201, jwtReply(map[string]any{}), "X-Large", strings.Repeat("x", 100<<10)))
+	d.wantFailure(t, reasonUnavailable)
+}
+
+func TestErrorsQuoteTheAPIsDetails(t *testing.T) {
+	jwt := testJWT(map[string]any{"exp": 1})
+	encode := base64.RawURLEncoding.EncodeToString
+	loose := encode([]byte(`{ "alg": "HS256" }`)) + "." + encode([]byte(`{ "exp": 1793769299 }`)) + "." + encode([]byte("signature"))
+	broken := encode([]byte("{\n\t\"alg\": \"HS256\"\n}")) + "." + encode([]byte("{\n\t\"exp\": 1793769299\n}")) + "." + encode([]byte("signature"))
+	long := strings.Repeat("long ", 100)
+	for _, test := range []struct{ name, reply, want string }{
+		{"details", `{"details": "no such permission", "status": 400, "requestId": "req-7", "failingPaths": [{"path": "$.x", "details": "y"}]}`, " (no such permission) (requestId req-7)"},
+		{"errorMessage", `{"errorMessage": "no such permission"}`, " (no such permission)"},
+		{"requestId alone", `{"requestId": "req-7"}`, " (requestId req-7)"},
+		{"other shapes", `{"details": {"a": 1}, "errorMessage": 5, "requestId": null}`, ""},
+		{"no JSON", "details: x", ""},
+		{"nothing", "", ""},
+		{"the key", `{"details": "bad key ` + testKey + `!"}`, " (bad key REDACTED!)"},
+		{"the header", `{"details": "Authorization: Bearer ` + testKey + `"}`, " (Authorization: Bearer REDACTED)"},
+		{"another key", `{"details": "bad key pdf_live_another, use pdf_test_one"}`, " (bad key REDACTED, use REDACTED)"},
+		{"a token", `{"errorMessage": "expired: ` + jwt + `"}`, " (expired: REDACTED)"},
+		{"a token whose header has a blank", `{"details": "expired: ` + loose + `"}`, " (expired: REDACTED)"},
+		{"a token whose header has a line break", `{"details": "expired: ` + broken + `"}`, " (expired: REDACTED)"},
+		{"a key as requestId", `{"requestId": "` + testKey + `"}`, " (requestId REDACTED)"},
+		{"a token as requestId", `{"requestId": "` + jwt + `"}`, " (requestId REDACTED)"},
+		{"line breaks", `{"details": "a\r\nlevel=error msg=b\u0000\u001b[31m\u0085"}`, " (a  level=error msg=b  [31m )"},
+		{"long", `{"details": "` + long + `"}`, " (" + long[:300] + "…)"},
+		{"long requestId", `{"requestId": "` + strings.Repeat("x", 400) + `"}`, " (requestId " + strings.Repeat("x", 300) + "…)"},
+		{"300 bytes", `{"details": "` + strings.Repeat("x", 300) + `"}`, " (" + strings.Repeat("x", 300) + ")"},
+		{"cut inside a rune", `{"details": "x` + strings.Repeat("é", 200) + `"}`, " (x" + strings.Repeat("é", 149) + "…)"},
+		{"a key where it is cut", `{"details": "` + strings.Repeat("x", 293) + " " + testKey + `"}`, " (" + strings.Repeat("x", 293) + " REDACT…)"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d := newDWSTest(t, answering(400, test.reply))
+			f := d.wantFailure(t, reasonRejected)
+			if want := d.endpoint.Host + " answered 400" + test.want; f.Error() != want {
+				t.Errorf("got  %v\nwant %s", f, want)
+			}
+			if !utf8.ValidString(f.Error()) {
+				t.Errorf("not UTF-8: %q", f.Error())
+			}
+		})
+	}
+}
+
+// A key need not begin like those that are known today.
+func TestDetailsHideAnyKey(t *testing.T) {
+	d := newDWSTest(t, answering(403, `{"details": "refused: other+secret/1"}`))
+	_, err := mintToken(mintContext(), d.transport, d.endpoint, "other+secret/1", dwsAsk())
+	if f := asFailure(err); f.reason != reasonKeyRefused || strings.Contains(f.Error(), "secret") || !strings.Contains(f.Error(), "(refused: REDACTED)") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// rawServer answers each connection, once the request's header has come, with
+// these bytes, and closes it.
+func rawServer(t *testing.T, answer func(conn net.Conn)) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				buf := make([]byte, 4096)
+				var got []byte
+				for !bytes.Contains(got, []byte("\r\n\r\n")) {
+					n, err := conn.Read(buf)
+					if got = append(got, buf[:n]...); err != nil {
+						return
+					}
+				}
+				answer(conn)
+			}()
+		}
+	}()
+	t.Cleanup(func() { listener.Close(); <-done })
+	return "http://" + listener.Addr().String() + "/viewer/sessions"
+}
+
+// A server that echoes what it got must not bring the key into an error by way
+// of net/http, which quotes malformed answers.
+func TestMalformedAnswersAreNotQuotedWithTheKey(t *testing.T) {
+	jwt := testJWT(map[string]any{"exp": 1})
+	for _, answer := range []string{
+		testKey + "\r\n\r\n",
+		"Authorization: Bearer " + testKey + "\r\n\r\n",
+		jwt + "\r\n\r\n",
+		"HTTP/1.1 " + testKey + " OK\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nAuthorization Bearer " + testKey + "\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: " + testKey + "\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + testKey + "\r\n\r\n",
+	} {
+		t.Run(answer, func(t *testing.T) {
+			d := dwsTestAt(t, rawServer(t, func(conn net.Conn) { io.WriteString(conn, answer) }))
+			if f := d.wantFailure(t, reasonUnavailable); f.unsent {
+				t.Errorf("unsent, although the server answered: %v", f)
+			}
+		})
+	}
+}
+
+func TestNobodyListens(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.Close()
+	f := dwsTestAt(t, "http://"+listener.Addr().String()+"/").wantFailure(t, reasonUnavailable)
+	if !f.unsent || f.status() != 502 || !strings.Contains(f.Error(), listener.Addr().String()+" cannot be reached: ") {
+		t.Errorf("got %v, unsent %v", f, f.unsent)
+	}
+}
+
+func TestUntrustedCertificate(t *testing.T) {
+	var requests atomic.Int32
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { requests.Add(1) }))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	f := dwsTestAt(t, server.URL).wantFailure(t, reasonUnavailable)
+	if requests.Load() != 0 || !strings.Contains(f.Error(), "certificate") {
+		t.Errorf("got %v, and %d requests", f, requests.Load())
+	}
+}
+
+// A request that was sent may have been executed, whatever became of the answer.
+func TestBrokenConnectionIsNotUnsentAndNotRepeated(t *testing.T) {
+	var requests atomic.Int32
+	d := newDWSTest(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		if requests.Add(1) == 1 {
+			w.WriteHeader(http.StatusCreated)
+			io.WriteString(w, jwtReply(map[string]any{}))
+			return
+		}
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		conn.Close()
+	})
+	if _, err := d.mint(); err != nil { // leaves an idle connection
+		t.Fatal(err)
+	}
+	f := d.wantFailure(t, reasonUnavailable)
+	if f.unsent || requests.Load() != 2 {
+		t.Errorf("unsent is %v after %d requests", f.unsent, requests.Load())
+	}
+	// Broken off in the middle of the answer.
+	half := newDWSTest(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "1000")
+		w.WriteHeader(http.StatusCreated)
+		io.WriteString(w, `{"jwt":"`)
+	})
+	if f := half.wantFailure(t, reasonUnavailable); f.unsent {
+		t.Errorf("unsent: %v", f)
+	}
+}
+
+func TestMintTimesOut(t *testing.T) {
+	const patience = 50 * time.Millisecond
+	for name, handler := range map[string]http.HandlerFunc{
+		"before the answer": func(_ http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+		},
+		"within the answer": func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			w.WriteHeader(http.StatusCreated)
+			io.WriteString(w, `{"jwt":`)
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDWSTest(t, handler)
+			start := time.Now()
+			f := wantDWSFailure(t, reasonTimeout)(d.mintWithin(patience))
+			if took := time.Since(start); took < patience {
+				t.Errorf("gave up after %v", took)
+			}
+			if f.unsent || f.status() != 504 || !strings.HasPrefix(f.Error(), d.endpoint.Host+" did not answer in time: ") {
+				t.Errorf("got %v, unsent %v", f, f.unsent)
+			}
+		})
+	}
+}
+
+// An error answer that hangs is an answer all the same: its status counts.
+func TestErrorAnswerThatHangs(t *testing.T) {
+	d := newDWSTest(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		w.WriteHeader(http.StatusForbidden)
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
+	wantDWSFailure(t, reasonKeyRefused)(d.mintWithin(50 * time.Millisecond))
+}
+
+func TestMintThatIsCancelledBeforehand(t *testing.T) {
+	var requests atomic.Int32
+	d := newDWSTest(t, func(http.ResponseWriter, *http.Request) { requests.Add(1) })
+	ctx, cancel := context.WithCancel(mintContext())
+	cancel()
+	wantDWSFailure(t, reasonTimeout)(mintToken(ctx, d.transport, d.endpoint, testKey, dwsAsk()))
+	if requests.Load() != 0 {
+		t.Error("the request was sent")
+	}
+}
+
+// After 101 net/http hands the connection over and forgets the context. A mint
+// ends within its timeout all the same.
+func TestSwitchedProtocolDoesNotHang(t *testing.T) {
+	release := make(chan struct{})
+	d := dwsTestAt(t, rawServer(t, func(conn net.Conn) {
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		<-release
+	}))
+	type outcome struct {
+		reply mintReply
+		err   error
+	}
+	ended := make(chan outcome, 1)
+	go func() {
+		reply, err := d.mintWithin(100 * time.Millisecond)
+		ended <- outcome{reply, err}
+	}()
+	select {
+	case got := <-ended:
+		close(release)
+		if f, ok := errors.AsType[*failure](got.err); !ok || f.unsent || f.status() < 500 {
+			t.Errorf("got %+v, %v", got.reply, got.err)
+		}
+	case <-time.After(3 * time.Second):
+		close(release)
+		t.Error("a timeout of 100ms has not ended the mint within 3s")
+		<-ended
+	}
+}
+
+func TestEarlyHintsAreSkipped(t *testing.T) {
+	d := newDWSTest(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusEarlyHints)
+		w.WriteHeader(http.StatusCreated)
+		io.WriteString(w, jwtReply(map[string]any{}))
+	})
+	if _, err := d.mint(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestConnectionsAreUsedAgain(t *testing.T) {
+	var connections atomic.Int32
+	server := httptest.NewUnstartedServer(answering(201, jwtReply(map[string]any{})))
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			connections.Add(1)
+		}
+	}
+	server.Start()
+	t.Cleanup(server.Close)
+	d := dwsTestAt(t, server.URL)
+	for range 10 {
+		if _, err := d.mint(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := connections.Load(); got != 1 {
+		t.Errorf("%d connections for 10 mints in a row", got)
+	}
+}

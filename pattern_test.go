@@ -1,0 +1,636 @@
+package viewersession
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	gopath "path"
+	"regexp"
+	"strings"
+	"testing"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+func mustParsePattern(t testing.TB, text string) *pattern {
+	t.Helper()
+	p, err := parsePattern(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// requestURL reads a request's target as net/http does.
+func requestURL(t testing.TB, target string) *url.URL {
+	t.Helper()
+	u, err := url.ParseRequestURI(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func TestPatternMistakes(t *testing.T) {
+	const wrongCharacter = `: none of % \ ( ) + may stand in a pattern; paths are matched after decoding, so write the character itself, and use document_id with a path_regexp matcher for anything more`
+	const onlyID = ": only :id is known after a colon; separate what follows it with a character such as . or -"
+	for _, test := range []struct{ pattern, want string }{
+		{"", `pattern "": a path pattern begins with a slash, for example /documents/:id`},
+		{":id", `pattern ":id": a path pattern begins with a slash, for example /documents/:id`},
+		{"*", `pattern "*": a path pattern begins with a slash, for example /documents/:id`},
+		{"https://a/:id", `pattern "https://a/:id": a path pattern begins with a slash, for example /documents/:id`},
+		{"/{http.vars.a}/:id", `pattern "/{http.vars.a}/:id": placeholders are not replaced in patterns; for an id from elsewhere use document_id`},
+		{"/a}/:id", `pattern "/a}/:id": placeholders are not replaced in patterns; for an id from elsewhere use document_id`},
+		{"/a?id=:id", `pattern "/a?id=:id": only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}`},
+		{"/:id?", `pattern "/:id?": only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}`},
+		{"/a#:id", `pattern "/a#:id": only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}`},
+		{"/a%20b/:id", `pattern "/a%20b/:id"` + wrongCharacter},
+		{`/a\b/:id`, `pattern "/a\\b/:id"` + wrongCharacter},
+		{"/:id(\\d+)", `pattern "/:id(\\d+)"` + wrongCharacter},
+		{"/:id+", `pattern "/:id+"` + wrongCharacter},
+		{"/a\x00/:id", `pattern "/a\x00/:id": not printable UTF-8`},
+		{"/a\n/:id", `pattern "/a\n/:id": not printable UTF-8`},
+		{"/a\u0085/:id", `pattern "/a\u0085/:id": not printable UTF-8`},
+		{"/a\xff/:id", `pattern "/a\xff/:id": not printable UTF-8`},
+		{"//", `pattern "//": empty path segment`},
+		{"//:id", `pattern "//:id": empty path segment`},
+		{"/a//:id", `pattern "/a//:id": empty path segment`},
+		{"/:id//", `pattern "/:id//": empty path segment`},
+		{"/./:id", `pattern "/./:id": segment "." never matches: such paths are not canonical`},
+		{"/a/../:id", `pattern "/a/../:id": segment ".." never matches: such paths are not canonical`},
+		{"/:id/..", `pattern "/:id/..": segment ".." never matches: such paths are not canonical`},
+		{"/a/**", `pattern "/a/**": segment "**": * stands for a whole segment; inside one only :id is allowed`},
+		{"/a*/:id", `pattern "/a*/:id": segment "a*": * stands for a whole segment; inside one only :id is allowed`},
+		{"/:id*", `pattern "/:id*": segment ":id*": * stands for a whole segment; inside one only :id is allowed`},
+		{"/*.pdf", `pattern "/*.pdf": segment "*.pdf": * stands for a whole segment; inside one only :id is allowed`},
+		{"/:id/:id", `pattern "/:id/:id": :id stands twice; a route has one document`},
+		{"/a-:id/b/:id.x", `pattern "/a-:id/b/:id.x": :id stands twice; a route has one document`},
+		{"/:id:id", `pattern "/:id:id": segment ":id:id": :id stands once, and no other colon`},
+		{"/:id-:x", `pattern "/:id-:x": segment ":id-:x": :id stands once, and no other colon`},
+		{"/:document", `pattern "/:document": segment ":document"` + onlyID},
+		{"/:", `pattern "/:": segment ":"` + onlyID},
+		{"/a:b/:id", `pattern "/a:b/:id": segment "a:b"` + onlyID},
+		{"/:ID", `pattern "/:ID": segment ":ID"` + onlyID},
+		{"/:i", `pattern "/:i": segment ":i"` + onlyID},
+		{"/:identity", `pattern "/:identity": segment ":identity"` + onlyID},
+		{"/:id2", `pattern "/:id2": segment ":id2"` + onlyID},
+		{"/:id_x", `pattern "/:id_x": segment ":id_x"` + onlyID},
+		{"/:id$", `pattern "/:id$": segment ":id$"` + onlyID},
+		{"/:idä", `pattern "/:idä": segment ":idä"` + onlyID},
+	} {
+		if p, err := parsePattern(test.pattern); err == nil || err.Error() != test.want || p != nil {
+			t.Errorf("got  %v\nwant %s", err, test.want)
+		}
+	}
+}
+
+func TestMatch(t *testing.T) {
+	const none = "-" // does not match
+	for _, test := range []struct{ pattern, target, want string }{
+		{"/documents/:id", "/documents/a1", "a1"},
+		{"/documents/:id", "/documents/a1?id=b2#c", "a1"},
+		{"/documents/:id", "/documents/a1/", "a1"},
+		{"/documents/:id/", "/documents/a1", "a1"},
+		{"/documents/:id/", "/documents/a1/", "a1"},
+		{"/documents/:id", "/documents/a1//", none},
+		{"/documents/:id", "/documents", none},
+		{"/documents/:id", "/documents/", none},
+		{"/documents/:id", "/documents/a1/b2", none},
+		{"/documents/:id", "/x/documents/a1", none},
+		{"/documents/:id", "/document/a1", none},
+		{"/documents/:id", "/documentsx/a1", none},
+		{"/documents/:id", "/", none},
+
+		// Literals ignore case, the id keeps it.
+		{"/documents/:id", "/DocuMENTS/aBc", "aBc"},
+		{"/DOCUMENTS/:id", "/documents/aBc", "aBc"},
+		{"/Ärger/:id", "/%C3%A4rger/x", "x"},
+		{"/ärger/:id", "/%C3%84RGER/x", "x"},
+		{"/k/:id", "/%E2%84%AA/x", "x"},     // the Kelvin sign's lower case is k
+		{"/i/:id", "/%C4%B0/x", "x"},        // İ becomes i
+		{"/s/:id", "/%C5%BF/x", none},       // ſ has no lower case, only an upper one
+		{"/straße/:id", "/STRASSE/x", none}, // no full folding
+		{"/σ/:id", "/%CF%82/x", none},       // the final sigma is another letter
+		{"/Σ/:id", "/%CF%83/x", "x"},        // the capital is not
+		{"/documents/:id", "/doc%75ments/x", "x"},
+		{"/a b/:id", "/a%20b/x", "x"},
+		{"/a b/:id", "/a+b/x", none},
+
+		// Text around the id.
+		{"/d/:id.json", "/d/x.json", "x"},
+		{"/d/:id.json", "/d/X.JSON", "X"},
+		{"/d/:id.json", "/d/x.json/", "x"},
+		{"/d/:id.json", "/d/.json", none},
+		{"/d/:id.json", "/d/json", none},
+		{"/d/:id.json", "/d/x.jso", none},
+		{"/d/:id.json", "/d/x.jsonx", none},
+		{"/d/:id.json", "/d/x.json.json", "x.json"},
+		{"/d/doc-:id", "/d/DOC-7", "7"},
+		{"/d/doc-:id", "/d/doc-", none},
+		{"/d/doc-:id", "/d/doc7", none},
+		{"/d/doc-:id.pdf", "/d/doc-7.pdf", "7"},
+		{"/d/doc-:id.pdf", "/d/doc-.pdf", none},
+		{"/d/a:id-a", "/d/a-a", none},
+		{"/d/aa:id", "/d/a", none},
+		{"/d/:id.pdf", "/d/x%2Epdf", "x"},
+
+		// The id is a decoded segment.
+		{"/d/:id", "/d/%61%62", "ab"},
+		{"/d/:id", "/d/a%20b", "a b"},
+		{"/d/:id", "/d/%C3%BC", "ü"},
+		{"/d/:id", "/d/a;v=1", "a;v=1"},
+		{"/d/:id", "/d;v=1/a", none},
+		{"/d/:id", "/d/a%3Bb", "a;b"},
+		{"/d/:id", "/d/a%3Fb", "a?b"},
+		{"/d/:id", "/d/:id", ":id"},
+		{"/d/:id", "/d/*", "*"},
+
+		// Wildcards.
+		{"/*/d/:id", "/x/d/a", "a"},
+		{"/*/d/:id", "/d/a", none},
+		{"/*/d/:id", "/x/y/d/a", none},
+		{"/*/*/:id", "/x/y/a", "a"},
+		{"/d/:id/*", "/d/x", none},
+		{"/d/:id/*", "/d/x/", none},
+		{"/d/:id/*", "/d/x/y", "x"},
+		{"/d/:id/*", "/d/x/y/", "x"},
+		{"/d/:id/*", "/d/x/y/z", "x"},
+		{"/d/:id/*/", "/d/x/y/z/", "x"},
+		{"/d/:id/*", "/d/x//", none},
+		{"/d/:id/*", "/d//y", none},
+		{"/d/:id/*/edit", "/d/x/y/edit", "x"},
+		{"/d/:id/*/edit", "/d/x/edit", none},
+		{"/d/:id/*/*", "/d/x/y", none},
+		{"/d/:id/*/*", "/d/x/y/z", "x"},
+		{"/d/:id/*/*", "/d/x/y/z/w", "x"},
+		{"/*/:id", "/a/b", "b"},
+		{"/*/:id", "/a/b/c", none},
+
+		// What two servers might read differently is never a viewer route.
+		{"/d/:id", "/d/a%2Fb", none},
+		{"/d/:id", "/d%2Fa", none},
+		{"/d/:id/*", "/d/a%2fb/c", none},
+		{"/d/:id", "/d/a%252Fb", none},
+		{"/d/:id", "/d/a%25", none},
+		{"/d/:id", "/d//a", none},
+		{"/d/:id", "//d/a", none},
+		{"/d/:id", "/d/./a", none},
+		{"/d/:id", "/d/x/../a", none},
+		{"/d/:id", "/d/%2e%2e/a", none},
+		{"/d/:id", "/d/.", none},
+		{"/d/:id", "/d/..", none},
+		{"/d/:id", "/d/%2E%2E", none},
+		{"/d/:id", "/d/...", "..."},
+		{"/d/:id", "/d/.a", ".a"},
+		{"/d/:id", "/d/a%5Cb", none},
+		{"/d/:id", "/d/a%00", none},
+		{"/d/:id", "/d/a%0Ab", none},
+		{"/d/:id", "/d/a%7F", none},
+		{"/d/:id", "/d/a%C2%85", none},
+		{"/d/:id", "/d/a%FF", none},
+		{"/d/:id", "/d/%C0%AF", none},
+		{"/d/:id/*", "/d/a/%2e%2e/b", none},
+		{"/d/:id/*", "/d/a/b%2fc", none},
+	} {
+		p := mustParsePattern(t, test.pattern)
+		got := none
+		if path, ok := canonicalPath(requestURL(t, test.target)); ok {
+			if id, ok := p.match(path); ok {
+				got = id
+			}
+		}
+		if got != test.want {
+			t.Errorf("%s on %s: got %q, want %q", test.pattern, test.target, got, test.want)
+		}
+	}
+}
+
+func TestMatchWithoutID(t *testing.T) {
+	for _, test := range []struct {
+		pattern, target string
+		want            bool
+	}{
+		{"/", "/", true},
+		{"/", "/a", false},
+		{"/viewer", "/viewer", true},
+		{"/viewer", "/Viewer/", true},
+		{"/viewer/", "/viewer", true},
+		{"/viewer", "/viewer/a", false},
+		{"/viewer", "/", false},
+		{"/*", "/", false},
+		{"/*", "/a", true},
+		{"/*", "/a/b/c", true},
+		{"/viewer/*", "/viewer", false},
+		{"/viewer/*", "/viewer/", false},
+		{"/viewer/*", "/viewer/a", true},
+		{"/*/viewer", "/a/viewer", true},
+		{"/*/viewer", "/viewer", false},
+		{"/[ab]", "/a", false},
+		{"/[ab]", "/[AB]", true},
+		{"/a,b|c^d~e'f!g$h&i=j@k", "/a,b|c^d~e'f!g$h&i=j@k", true},
+	} {
+		p := mustParsePattern(t, test.pattern)
+		path, ok := canonicalPath(requestURL(t, test.target))
+		if !ok {
+			t.Fatalf("%s is not canonical", test.target)
+		}
+		id, got := p.match(path)
+		if got != test.want || id != "" || p.hasID {
+			t.Errorf("%s on %s: got %q, %v", test.pattern, test.target, id, got)
+		}
+	}
+}
+
+func TestCanonicalPath(t *testing.T) {
+	for target, want := range map[string]string{
+		"/":                        "",
+		"/a":                       "/a",
+		"/a/":                      "/a",
+		"/a/b":                     "/a/b",
+		"/A/b?c=/../d#e":           "/A/b",
+		"/%61":                     "/a",
+		"/a%20b":                   "/a b",
+		"/a+b":                     "/a+b",
+		"/d%C3%A4":                 "/dä",
+		"/a%C2%A0b":                "/a\u00a0b",
+		"/a;b=c/d":                 "/a;b=c/d",
+		"/;/a":                     "/;/a",
+		"/a%3Bb":                   "/a;b",
+		"/a%3Fb":                   "/a?b",
+		"/a%23b":                   "/a#b",
+		"/.a/..b/c./d../...":       "/.a/..b/c./d../...",
+		"/.well-known/a":           "/.well-known/a",
+		"/%F0%9F%98%80":            "/😀",
+		"http://example.com/a/b/":  "/a/b",
+		"http://example.com/%61?b": "/a",
+	} {
+		if got, ok := canonicalPath(requestURL(t, target)); got != want || !ok {
+			t.Errorf("%s: got %q, %v, want %q", target, got, ok, want)
+		}
+	}
+	for _, target := range []string{
+		// Empty segments.
+		"//", "//a", "/a//", "/a//b", "/a///b", "///",
+		// Dot segments, also encoded.
+		"/.", "/..", "/./", "/../", "/./a", "/../a", "/a/.", "/a/..", "/a/./", "/a/../", "/a/./b", "/a/../b", "/a/b/../../c",
+		"/%2e", "/%2e%2e", "/a/%2E/b", "/a/.%2e/b", "/a/%2e./b", "/a/%2e%2e/", "/%2e%2e/%2e%2e/etc",
+		// Encoded slashes.
+		"/a%2fb", "/a%2Fb", "/%2f", "/%2Fa", "/a/%2F", "/a%2f..%2fb", "/..%2fa", "/a%20%2Fb",
+		// Encoded twice.
+		"/a%252fb", "/a%252Fb", "/a%25252fb", "/%252e%252e/a", "/a%255cb", "/a%2500", "/a%25", "/100%25",
+		// Backslashes.
+		"/a%5cb", "/a%5Cb", `/a\b`, `/\a`, `/..\a`, "/%5c%5ca",
+		// Control characters.
+		"/a%00", "/%00", "/a%00b", "/a%01", "/a%09b", "/a%0ab", "/a%0Db", "/a%0d%0aX:%20y", "/a%1f", "/a%7F",
+		"/a%C2%80", "/a%C2%85b", "/a%C2%9F",
+		// Invalid UTF-8.
+		"/a%FF", "/a%C3", "/a%C3%28", "/%C0%AF", "/%C0%AE%C0%AE/a", "/%ED%A0%80", "/%F4%90%80%80", "/%80", "/a%C3/b",
+		// No path at all.
+		"*", "http://example.com",
+	} {
+		if got, ok := canonicalPath(requestURL(t, target)); ok || got != "" {
+			t.Errorf("%s: got %q, %v", target, got, ok)
+		}
+	}
+	for _, u := range []*url.URL{{}, {Path: "a"}, {Path: "a/b"}, {Opaque: "a"}, {Path: "/a/b", RawPath: "/a%2fb"}, {Path: "/a/b", RawPath: "/a%2Fb"}} {
+		if got, ok := canonicalPath(u); ok {
+			t.Errorf("%+v: got %q", u, got)
+		}
+	}
+}
+
+// Every encoding of every byte in the id: what comes out decoded is the id, or
+// the path is no viewer route.
+func TestEveryByteInTheID(t *testing.T) {
+	p := mustParsePattern(t, "/d/:id")
+	for c := range 256 {
+		for _, target := range []string{"/d/a%" + hexByte(c, "0123456789abcdef") + "b", "/d/a%" + hexByte(c, "0123456789ABCDEF") + "b"} {
+			path, canonical := canonicalPath(requestURL(t, target))
+			wantOK := c >= 0x20 && c < 0x7f && c != '/' && c != '%' && c != '\\'
+			if canonical != wantOK {
+				t.Errorf("%s: canonical is %v", target, canonical)
+			}
+			if !canonical {
+				continue
+			}
+			if id, ok := p.match(path); !ok || id != "a"+string(rune(c))+"b" {
+				t.Errorf("%s: got %q, %v", target, id, ok)
+			}
+		}
+	}
+}
+
+func hexByte(c int, digits string) string { return string(digits[c>>4]) + string(digits[c&15]) }
+
+// foldOrbit calls f with every rune that any Unicode case mapping relates to r.
+func foldOrbit(r rune, f func(rune)) {
+	f(r)
+	for other := unicode.SimpleFold(r); other != r; other = unicode.SimpleFold(other) {
+		f(other)
+	}
+	for _, other := range [...]rune{unicode.ToLower(r), unicode.ToUpper(r), unicode.ToTitle(r)} {
+		f(other)
+	}
+}
+
+// Folding more than Caddy's path matcher does would mint for a path that a
+// matcher in front of forward_auth had not matched; folding less would leave
+// pages without a token.
+func TestLiteralsFoldAsStringsToLowerForEveryRune(t *testing.T) {
+	failed := 0
+	for r := rune(0); r <= unicode.MaxRune && failed < 10; r++ {
+		if !utf8.ValidRune(r) {
+			continue
+		}
+		lower := strings.ToLower(string(r))
+		foldOrbit(r, func(other rune) {
+			text := string(other)
+			want := strings.ToLower(text) == lower
+			tail, ok := cutPrefixFold(text, lower)
+			if got := ok && tail == ""; got != want {
+				failed++
+				t.Errorf("cutPrefixFold: pattern %U, path %U: got %v, want %v", r, other, got, want)
+			}
+			tail, ok = cutSuffixFold(text, lower)
+			if got := ok && tail == ""; got != want {
+				failed++
+				t.Errorf("cutSuffixFold: pattern %U, path %U: got %v, want %v", r, other, got, want)
+			}
+		})
+	}
+}
+
+// trickyRunes are those whose case mappings are not one to one.
+var trickyRunes = []rune("iIİıjJkK\u212asSſßẞσΣςåÅ\u212bǆǅǄµμΜθϑϴωΩ\u2126ᾳᾼᏸᏰꭰᲀвВäÄéE\u0301\ufffd\u00a0 .-x0😀")
+
+func TestLiteralsFoldAsStringsToLowerInStrings(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	text := func() string {
+		runes := make([]rune, random.IntN(4))
+		for i := range runes {
+			runes[i] = trickyRunes[random.IntN(len(trickyRunes))]
+		}
+		return string(runes)
+	}
+	matches := 0
+	for range 200_000 {
+		s, literal := text(), strings.ToLower(text())
+		tail, ok := cutPrefixFold(s, literal)
+		if ok {
+			matches++
+			head, found := strings.CutSuffix(s, tail)
+			if !found || strings.ToLower(head) != literal {
+				t.Fatalf("cutPrefixFold(%q, %q) leaves %q", s, literal, tail)
+			}
+		} else if strings.HasPrefix(strings.ToLower(s), literal) {
+			t.Fatalf("cutPrefixFold(%q, %q) finds nothing", s, literal)
+		}
+		tail, ok = cutSuffixFold(s, literal)
+		if ok {
+			head, found := strings.CutPrefix(s, tail)
+			if !found || strings.ToLower(head) != literal {
+				t.Fatalf("cutSuffixFold(%q, %q) leaves %q", s, literal, tail)
+			}
+		} else if strings.HasSuffix(strings.ToLower(s), literal) {
+			t.Fatalf("cutSuffixFold(%q, %q) finds nothing", s, literal)
+		}
+	}
+	if matches < 1000 {
+		t.Errorf("only %d pairs matched", matches)
+	}
+}
+
+// caddyMatchesPath asks Caddy's own path matcher.
+func caddyMatchesPath(t testing.TB, literal string, u *url.URL) bool {
+	t.Helper()
+	matcher := caddyhttp.MatchPath{literal}
+	if err := matcher.Provision(caddy.Context{Context: context.Background()}); err != nil {
+		t.Fatal(err)
+	}
+	r := (&http.Request{URL: u}).WithContext(context.WithValue(context.Background(), caddy.ReplacerCtxKey, caddy.NewEmptyReplacer()))
+	matched, err := matcher.MatchWithError(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return matched
+}
+
+func TestLiteralsMatchAsCaddysPathMatcher(t *testing.T) {
+	words := []string{
+		"documents", "DOCUMENTS", "Documents", "document", "documents1", "kelvin", "KELVIN", "\u212aelvin", "İstanbul", "istanbul", "ISTANBUL", "ıstanbul",
+		"ſession", "session", "SESSION", "straße", "STRASSE", "strasse", "STRAẞE", "ςίγμα", "ΣΊΓΜΑ", "σίγμα", "ångström", "ÅNGSTRÖM", "\u212bngström",
+		"ǆ", "ǅ", "Ǆ", "a b", "a.b", "a;b", "é", "e\u0301", "É", "😀", "ffi", "ﬃ",
+	}
+	var compare func(literal, text string)
+	agreed := 0
+	compare = func(literal, text string) {
+		u := &url.URL{Path: "/" + text}
+		want := caddyMatchesPath(t, "/"+literal, u)
+		path, ok := canonicalPath(u)
+		got := false
+		if ok {
+			_, got = mustParsePattern(t, "/"+literal).match(path)
+		}
+		if got != want {
+			t.Errorf("pattern %q, path %q: got %v, Caddy says %v", literal, text, got, want)
+		}
+		if got {
+			agreed++
+		}
+	}
+	for _, literal := range words {
+		for _, text := range words {
+			compare(literal, text)
+			compare(literal+"/x", text+"/x")
+		}
+	}
+	if agreed < len(words) {
+		t.Errorf("only %d matches", agreed)
+	}
+	// Every letter that has a case, against all that are related to it.
+	for r := rune(0x80); r <= unicode.MaxRune; r++ {
+		if unicode.SimpleFold(r) != r || unicode.ToLower(r) != r || unicode.ToUpper(r) != r {
+			foldOrbit(r, func(other rune) { compare(string(r), string(other)) })
+		}
+	}
+}
+
+func TestDefaultDocumentIDFormatByHand(t *testing.T) {
+	expr := regexp.MustCompile(`\A(?:` + DefaultDocumentIDFormat + `)\z`)
+	accepted := 0
+	compare := func(id string) {
+		got := matchesDefaultIDFormat(id)
+		if got != expr.MatchString(id) {
+			t.Fatalf("%q: got %v", id, got)
+		}
+		if got {
+			accepted++
+		}
+	}
+	for length := range 260 {
+		compare(strings.Repeat("a", length))
+	}
+	for r := range rune(0x3000) {
+		for _, id := range []string{string(r), "a" + string(r), string(r) + "a", "a" + string(r) + "a"} {
+			compare(id)
+		}
+	}
+	for c := range 256 {
+		compare(string([]byte{byte(c)}))
+		compare(string([]byte{'a', byte(c), 'z'}))
+		compare(strings.Repeat("a", 127) + string([]byte{byte(c)}))
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	const alphabet = "aZ09_~-.%/ \n:"
+	for range 50_000 {
+		id := make([]byte, random.IntN(6))
+		for i := range id {
+			id[i] = alphabet[random.IntN(len(alphabet))]
+		}
+		compare(string(id))
+	}
+	if accepted < 128 {
+		t.Errorf("only %d accepted", accepted)
+	}
+}
+
+func TestMatchingAllocatesNothing(t *testing.T) {
+	p := mustParsePattern(t, "/documents/doc-:id.pdf/*")
+	u := requestURL(t, "/Documents/DOC-42.pdf/edit/3")
+	if n := testing.AllocsPerRun(100, func() {
+		path, _ := canonicalPath(u)
+		if id, ok := p.match(path); !ok || id != "42" {
+			t.Fatal(id, ok)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// sameInLowerCase is not strings.EqualFold, which folds more.
+func sameInLowerCase(a, b string) bool {
+	a, b = strings.ToLower(a), strings.ToLower(b)
+	return a == b
+}
+
+// matchSlowly is match by other means: segments as slices of runes.
+func matchSlowly(text, path string) (id string, ok bool) {
+	split := func(s string) []string {
+		if s = strings.TrimSuffix(strings.TrimPrefix(s, "/"), "/"); s == "" {
+			return nil
+		}
+		return strings.Split(s, "/")
+	}
+	wanted, parts := split(text), split(path)
+	if n := len(wanted); n > 0 && wanted[n-1] == "*" {
+		if len(parts) < n {
+			return "", false
+		}
+		wanted, parts = wanted[:n-1], parts[:n-1]
+	}
+	if len(wanted) != len(parts) {
+		return "", false
+	}
+	for i, want := range wanted {
+		if want == "*" {
+			continue
+		}
+		before, after, isID := strings.Cut(want, ":id")
+		if !isID {
+			if !sameInLowerCase(parts[i], want) {
+				return "", false
+			}
+			continue
+		}
+		part := []rune(parts[i])
+		from, to := len([]rune(before)), len(part)-len([]rune(after))
+		if from >= to || !sameInLowerCase(string(part[:from]), before) || !sameInLowerCase(string(part[to:]), after) {
+			return "", false
+		}
+		id = string(part[from:to])
+	}
+	return id, true
+}
+
+func FuzzPattern(f *testing.F) {
+	for _, seed := range [][2]string{
+		{"/documents/:id", "/documents/abc"},
+		{"/documents/:id/", "/Documents/aBc/"},
+		{"/d/doc-:id.json", "/d/DOC-7.JSON"},
+		{"/d/:id/*", "/d/x/y/z"},
+		{"/d/:id/*", "/d/x/"},
+		{"/*/*/:id", "/a/b/c"},
+		{"/*", "/"},
+		{"/", "/"},
+		{"/İ\u212aſ/:id", "/i%6b%C5%BF/x"},
+		{"/a:id-a", "/a-a"},
+		{"/:id.x", "/.x"},
+		{"/d/:id", "/d/a%2fb"},
+		{"/d/:id", "/d/%2e%2e"},
+		{"/d/:id", "/d/a%00"},
+		{"/:id", "/0/0"},
+	} {
+		f.Add(seed[0], seed[1])
+	}
+	f.Fuzz(func(t *testing.T, text, target string) {
+		p, err := parsePattern(text)
+		if err != nil {
+			if p != nil || err.Error() == "" {
+				t.Fatalf("%q: %v, %v", text, p, err)
+			}
+			return
+		}
+		if p.hasID != strings.Contains(text, ":id") {
+			t.Fatalf("%q: hasID is %v", text, p.hasID)
+		}
+		u, err := url.ParseRequestURI(target)
+		if err != nil {
+			u = &url.URL{Path: target}
+		}
+		path, ok := canonicalPath(u)
+		if !ok {
+			return
+		}
+		id, ok := p.match(path)
+		if wantID, want := matchSlowly(text, path); ok != want || ok && id != wantID {
+			t.Fatalf("%q on %q: got %q, %v, want %q, %v", text, path, id, ok, wantID, want)
+		}
+		if !ok {
+			return
+		}
+		if p.hasID != (id != "") {
+			t.Fatalf("%q on %q: the id is %q", text, path, id)
+		}
+		if strings.ContainsAny(id, "/\\%") || (id == "." || id == "..") && strings.Contains(text+"/", "/:id/") {
+			t.Fatalf("%q on %q: the id is %q", text, path, id)
+		}
+	})
+}
+
+func FuzzCanonicalPath(f *testing.F) {
+	for _, seed := range []string{"/", "/a", "/a/", "/ %2f", "/a//b", "/a/./b", "/a/../b", "/..", "/.a", "/a%2fb", "/a%252f", "/a%5c", "/a%00", "/a%C2%85", "/a%FF", "/a;b", "*", "", "http://a/b", "/a%3f"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, target string) {
+		urls := []*url.URL{{Path: target}}
+		if u, err := url.ParseRequestURI(target); err == nil {
+			urls = append(urls, u)
+		}
+		for _, u := range urls {
+			got, ok := canonicalPath(u)
+			clean := strings.HasPrefix(u.Path, "/") && gopath.Clean(u.Path) == "/"+strings.Trim(u.Path, "/") && !strings.HasSuffix(u.Path, "//") &&
+				!strings.HasPrefix(u.Path, "//") && utf8.ValidString(u.Path) && !strings.ContainsAny(u.Path, `%\`) && !strings.ContainsFunc(u.Path, unicode.IsControl) &&
+				!strings.Contains(strings.ToLower(u.RawPath), "%2f")
+			if ok != clean {
+				t.Fatalf("%q: got %v, want %v", u.Path, ok, clean)
+			}
+			if ok && got != strings.TrimSuffix(u.Path, "/") || !ok && got != "" {
+				t.Fatalf("%q: got %q", u.Path, got)
+			}
+		}
+	})
+}
