@@ -154,7 +154,9 @@ func readRetryAfter(value string, now time.Time) time.Time {
 }
 
 var (
-	jwtInText = regexp.MustCompile(`eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]*)?`)
+	// A token's first two parts are JSON objects, so each begins with "e" and
+	// one of w to z. Host names do not look like that.
+	jwtInText = regexp.MustCompile(`e[w-z][A-Za-z0-9_-]{2,}\.e[w-z][A-Za-z0-9_-]{2,}(\.[A-Za-z0-9_-]*)?`)
 	keyInText = regexp.MustCompile(`pdf_[A-Za-z0-9_-]+`)
 )
 
