@@ -749,7 +749,9 @@ func withoutMember(object json.RawMessage, name string) (json.RawMessage, error)
 // checkKeyPlaceholder refuses an API key that is not exactly one placeholder.
 // The error does not repeat it: it may well be the key.
 func checkKeyPlaceholder(s string) error {
-	if names := placeholdersIn(s); len(names) != 1 || s != "{"+names[0]+"}" {
+	// A name without a dot is none of Caddy's, but may well be a key in braces.
+	names := placeholdersIn(s)
+	if len(names) != 1 || s != "{"+names[0]+"}" || !strings.Contains(names[0], ".") || strings.ContainsAny(names[0], " \t") {
 		return errors.New("api_key: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would stand in the admin API's /config and in the autosaved config")
 	}
 	return nil
