@@ -72,8 +72,15 @@ func newStage(t *testing.T) *stage {
 		app:     newApp(t),
 		gateway: freeAddress(t),
 		admin:   freeAddress(t),
-		logFile: filepath.Join(t.TempDir(), "caddy.log"),
 	}
+	// Not t.TempDir, which holds the test's name: Caddy would take braces in
+	// it for a placeholder.
+	folder, err := os.MkdirTemp("", "viewer-session-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(folder) })
+	s.logFile = filepath.Join(folder, "caddy.log")
 	t.Cleanup(func() {
 		if err := caddy.Stop(); err != nil {
 			t.Errorf("stopping Caddy: %v", err)
