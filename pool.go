@@ -296,7 +296,7 @@ func (p *pool) land(name string, a *ask, renewal bool) (t *token, f *failure) {
 	now := time.Now()
 	if f == nil {
 		p.mintedAt.Store(int64(p.elapsed(now)))
-	} else if cached != nil {
+	} else if cached != nil && !f.gaveWay {
 		cached.failedAt.Store(int64(p.elapsed(now)))
 	}
 	if f = p.backoff.settle(admission, f, now); f != nil {
