@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -162,6 +163,9 @@ func beginVisit(r *http.Request, repl *caddy.Replacer) *visit {
 	v.carriers = v.first[:0]
 	caddyhttp.SetVar(r.Context(), visitKey, v)
 	repl.Map(v.placeholder)
+	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Set(zap.Object("viewer_session", v))
+	}
 	return v
 }
 
@@ -170,6 +174,20 @@ func (v *visit) set(result result, t *token, f *failure) {
 	if t != nil {
 		v.expiresAt = t.exp
 	}
+}
+
+// MarshalLogObject says in the access log what the placeholders say. It runs
+// when the entry is written.
+func (v *visit) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	enc.AddString("document_id", v.documentID)
+	enc.AddString("result", string(v.result))
+	if v.expiresAt != 0 {
+		enc.AddInt64("expires_at", v.expiresAt)
+	}
+	if v.failure != nil {
+		enc.AddString("error", string(v.failure.reason))
+	}
+	return nil
 }
 
 // placeholder provides {http.viewer_session.*}.

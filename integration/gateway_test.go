@@ -362,6 +362,47 @@ func TestPassCarriesOnWithoutAToken(t *testing.T) {
 	}
 }
 
+func TestAccessLogSaysWhatHappened(t *testing.T) {
+	s := newStage(t)
+	s.load(strings.Replace(simpleSite, "viewer_session {", "log\n\tviewer_session {", 1))
+	s.token("/documents/doc")
+	s.token("/documents/doc")
+	s.get("/elsewhere", 200)
+	s.api.SetFault(emulator.Fault{Mode: "status", Status: 422})
+	s.get("/documents/refused", 502)
+	s.do("OPTIONS", "/documents/doc")
+
+	log, err := os.ReadFile(s.logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(string(log)) {
+		var entry struct {
+			Logger  string
+			Request struct{ URI string }
+			Session struct {
+				DocumentID string `json:"document_id"`
+				Result     string
+				ExpiresAt  int64 `json:"expires_at"`
+				Error      string
+			} `json:"viewer_session"`
+		}
+		if json.Unmarshal([]byte(line), &entry) != nil || !strings.HasPrefix(entry.Logger, "http.log.access") {
+			continue
+		}
+		v := entry.Session
+		got = append(got, fmt.Sprint(entry.Request.URI, " ", v.DocumentID, " ", v.Result, " ", v.ExpiresAt > time.Now().Unix(), " ", v.Error))
+	}
+	want := []string{
+		"/documents/doc doc minted true ", "/documents/doc doc hit true ", "/elsewhere   false ",
+		"/documents/refused refused error false rejected", "/documents/doc doc bypass false ",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("the access log says\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 // With request headers logged in the clear as reverse_proxy does at debug level,
 // the README's filter is what keeps tokens out; without it they show.
 func TestLogFilterIsNeeded(t *testing.T) {
