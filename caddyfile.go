@@ -101,7 +101,10 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 		if !known {
-			return d.Errf("unrecognized subdirective %q of viewer_session", option)
+			if meant, ok := likelyMeant[option]; ok {
+				return d.Errf("unrecognized subdirective %q of viewer_session: did you mean %s?", option, meant)
+			}
+			return d.Errf("unrecognized subdirective %q of viewer_session; it takes document_path, document_id, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport", option)
 		}
 	}
 	// Mistakes that only show in the whole are told now, not when the config
@@ -113,6 +116,19 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.WrapErr(err)
 	}
 	return nil
+}
+
+// likelyMeant are names that people try first.
+var likelyMeant = map[string]string{
+	"path": "document_path", "paths": "document_path", "route": "document_path", "document": "document_path", "documents_path": "document_path",
+	"id": "document_id", "id_format": "document_id_format",
+	"permission": "permissions", "document_permissions": "permissions",
+	"user": "user_id", "userid": "user_id",
+	"vary": "vary_by", "claims": "claim", "document_claims": "document_claim",
+	"expires": "ttl", "expiry": "ttl", "exp": "ttl", "lifetime": "ttl",
+	"header": "request_header", "cookie": "request_cookie", "header_name": "request_header", "cookie_name": "request_cookie",
+	"key": "api_key", "apikey": "api_key", "token": "api_key", "url": "endpoint", "api": "endpoint",
+	"rate_limit": "mint_rate", "rate": "mint_rate", "cache": "cache_size", "size": "cache_size",
 }
 
 // unmarshalRoute reads one document_path with its block.
@@ -234,7 +250,7 @@ func (h *Handler) unmarshalMintRate(d *caddyfile.Dispenser) error {
 	}
 	var err error
 	if h.MintRate.Rate, err = strconv.ParseFloat(args[0], 64); err != nil || math.IsNaN(h.MintRate.Rate) {
-		return d.Errf("mint_rate %q is not a number of mints per second, nor off", args[0])
+		return d.Errf("mint_rate %q is not a number of mints per second, nor off: write for example mint_rate 100, or mint_rate 100 1000", args[0])
 	}
 	if len(args) == 2 {
 		if h.MintRate.Burst, err = strconv.Atoi(args[1]); err != nil || h.MintRate.Burst < 1 {

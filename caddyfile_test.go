@@ -403,9 +403,9 @@ func TestMistakesInTokenOptionsOfOneRoute(t *testing.T) {
 func TestMistakesInHandlerOptions(t *testing.T) {
 	for _, test := range []struct{ lines, want string }{
 		// Unknown.
-		{"documentpath /x/:id", `unrecognized subdirective "documentpath" of viewer_session, at Testfile:3`},
-		{"Shared", `unrecognized subdirective "Shared" of viewer_session, at Testfile:3`},
-		{"shared {\n}", `unrecognized subdirective "{" of viewer_session, at Testfile:3`},
+		{"documentpath /x/:id", `unrecognized subdirective "documentpath" of viewer_session; it takes document_path, document_id, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport, at Testfile:3`},
+		{"Shared", `unrecognized subdirective "Shared" of viewer_session; it takes document_path, document_id, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport, at Testfile:3`},
+		{"shared {\n}", `unrecognized subdirective "{" of viewer_session; it takes document_path, document_id, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport, at Testfile:3`},
 
 		// Missing arguments.
 		{"document_path", "document_path needs a path pattern, for example: document_path /documents/:id, at Testfile:3"},
@@ -459,6 +459,10 @@ func TestMistakesInHandlerOptions(t *testing.T) {
 		{"request_header X_Token:", `request_header "X_Token:" is not a header name: write letters, digits and hyphens, at Testfile:`},
 		{`request_header "X Token"`, `request_header "X Token" is not a header name: write letters, digits and hyphens, at Testfile:`},
 		{"request_header {http.vars.name}", `request_header "{http.vars.name}" is not a header name: write letters, digits and hyphens, at Testfile:`},
+		{"permissions wirte", `route /d/:id: permissions: "wirte" looks like a slip: write write, at Testfile:`},
+		{"permissions Read", `route /d/:id: permissions: "Read" looks like a slip: write read, at Testfile:`},
+		{"api_key {http.request.uri.path.file.key}", "api_key: a request's placeholder is not known when the config loads: write {env.NAME} or {file./path/to/key} ({file.NAME} without a slash is Caddy's shorthand for a part of the path: write {file./absolute/path} or {file.folder/name}), at Testfile:3"},
+		{"permission read", `unrecognized subdirective "permission" of viewer_session: did you mean permissions?, at Testfile:3`},
 		{"request_cookie a=b", `request_cookie "a=b" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
 		{`request_cookie "a b"`, `request_cookie "a b" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
 		{`request_cookie "a;b"`, `request_cookie "a;b" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
@@ -489,9 +493,9 @@ func TestMistakesInHandlerOptions(t *testing.T) {
 		{"mint_rate -1", "mint_rate -1: write how many tokens may be minted per second, up to 1000000, or off, at Testfile:3"},
 		{"mint_rate 1000001", "mint_rate 1.000001e+06: write how many tokens may be minted per second, up to 1000000, or off, at Testfile:3"},
 		{"mint_rate inf", "mint_rate +Inf: write how many tokens may be minted per second, up to 1000000, or off, at Testfile:3"},
-		{"mint_rate nan", `mint_rate "nan" is not a number of mints per second, nor off, at Testfile:3`},
-		{"mint_rate fast", `mint_rate "fast" is not a number of mints per second, nor off, at Testfile:3`},
-		{"mint_rate 5/s", `mint_rate "5/s" is not a number of mints per second, nor off, at Testfile:3`},
+		{"mint_rate nan", `mint_rate "nan" is not a number of mints per second, nor off: write for example mint_rate 100, or mint_rate 100 1000, at Testfile:3`},
+		{"mint_rate fast", `mint_rate "fast" is not a number of mints per second, nor off: write for example mint_rate 100, or mint_rate 100 1000, at Testfile:3`},
+		{"mint_rate 5/s", `mint_rate "5/s" is not a number of mints per second, nor off: write for example mint_rate 100, or mint_rate 100 1000, at Testfile:3`},
 		{"mint_rate 5 0", `mint_rate: the burst "0" is not a whole number of 1 or more, at Testfile:3`},
 		{"mint_rate 5 -1", `mint_rate: the burst "-1" is not a whole number of 1 or more, at Testfile:3`},
 		{"mint_rate 5 2.5", `mint_rate: the burst "2.5" is not a whole number of 1 or more, at Testfile:3`},
@@ -518,9 +522,9 @@ func TestMistakesInTheDirectiveAndItsRoutes(t *testing.T) {
 		{"named matcher", "viewer_session @m {\n\tdocument_path /d/:id\n}", "viewer_session takes no matcher (@m): it must see every request, to remove what clients send under the token's name; say which paths get a token with document_path inside its block, at Testfile:1"},
 		{"argument", "viewer_session /d/:id", "viewer_session takes no matcher (/d/:id): it must see every request, to remove what clients send under the token's name; say which paths get a token with document_path inside its block, at Testfile:1"},
 		{"another argument", "viewer_session read {\n\tdocument_path /d/:id\n}", "viewer_session takes no argument: options go into its block, at Testfile:1"},
-		{"no :id and no document_id", "viewer_session {\n\tdocument_path /documents\n}", `route /documents: pattern "/documents" has no :id and there is no document_id: say where the document's id comes from, at Testfile:3`},
-		{"no :id in the second pattern", "viewer_session {\n\tdocument_path /d/:id /documents\n}", `route /d/:id: pattern "/documents" has no :id and there is no document_id: say where the document's id comes from, at Testfile:3`},
-		{"no :id and another route's document_id", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a}\n\t}\n\tdocument_path /b\n}", `route /b: pattern "/b" has no :id and there is no document_id: say where the document's id comes from, at Testfile:6`},
+		{"no :id and no document_id", "viewer_session {\n\tdocument_path /documents\n}", `route /documents: pattern "/documents" has no :id and there is no document_id: write :id where the document's id stands, for example /documents/:id, or say with document_id where it comes from, at Testfile:3`},
+		{"no :id in the second pattern", "viewer_session {\n\tdocument_path /d/:id /documents\n}", `route /d/:id: pattern "/documents" has no :id and there is no document_id: write :id where the document's id stands, for example /documents/:id, or say with document_id where it comes from, at Testfile:3`},
+		{"no :id and another route's document_id", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a}\n\t}\n\tdocument_path /b\n}", `route /b: pattern "/b" has no :id and there is no document_id: write :id where the document's id stands, for example /documents/:id, or say with document_id where it comes from, at Testfile:6`},
 		{"id from two places", "viewer_session {\n\tdocument_path /d/:id {\n\t\tdocument_id {http.vars.a}\n\t}\n}", `route /d/:id: pattern "/d/:id" has :id, and the route has document_id: the id comes from one or the other, at Testfile:5`},
 		{"document_id only routes' own", "viewer_session {\n\tdocument_id {http.vars.a}\n\tdocument_path /a {\n\t\tdocument_id {http.vars.b}\n\t}\n}", "document_id {http.vars.a} is never used: every pattern has :id; remove one or the other, at Testfile:6"},
 		{"constant document_id", "viewer_session {\n\tdocument_id handbook\n}", "route 1: document_id handbook holds no placeholder: give one that holds the document's id; for a fixed id set a variable (vars document ID) and write {http.vars.document}, at Testfile:3"},
@@ -554,7 +558,7 @@ func TestPatternMistakesNameTheirLine(t *testing.T) {
 		{"/a/x*", `pattern "/a/x*": segment "x*": * stands for a whole segment; inside one only :id is allowed`},
 		{"/a//:id", `pattern "/a//:id": empty path segment`},
 		{"/a/../:id", `pattern "/a/../:id": segment ".." never matches: such paths are not canonical`},
-		{"/a/{http.vars.x}/:id", `pattern "/a/{http.vars.x}/:id": placeholders are not replaced in patterns; for an id from elsewhere use document_id`},
+		{"/a/{http.vars.x}/:id", `pattern "/a/{http.vars.x}/:id": placeholders are not replaced in patterns; write :id where the document's id stands, and for an id from elsewhere use document_id`},
 		{"/a?id=:id", `pattern "/a?id=:id": only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}`},
 		{"/a%20b/:id", `pattern "/a%20b/:id": none of % \ ( ) + may stand in a pattern; paths are matched after decoding, so write the character itself, and use document_id with a path_regexp matcher for anything more`},
 	} {

@@ -137,8 +137,10 @@ func (g *logGate) open(kind reason, now time.Time) (suppressed int, ok bool) {
 
 // logInterval is how often this kind of trouble is logged at most.
 func (r reason) logInterval() time.Duration {
-	if r == reasonNoUser {
+	switch r {
+	case reasonNoUser, reasonNoPermission, reasonNoClaim:
 		return time.Minute
+	default:
+		return 10 * time.Second
 	}
-	return 10 * time.Second
 }

@@ -110,15 +110,23 @@ func getsNone(r *http.Request) bool {
 		r.Context().Value(caddyhttp.ErrorCtxKey) != nil
 }
 
+// unresolvedHints say what is likely wrong where a request could not be
+// resolved. Strangers can cause it, and the pool does not log it.
+var unresolvedHints = map[reason]string{
+	reasonNoUser: "no token for a request without a user id. If users are logged in, authentication likely runs after viewer_session: " +
+		"it belongs before it, as with forward_auth or basic_auth in the default order. " +
+		"Otherwise the placeholder's name is misspelt, or the auth server's answer has no such header",
+	reasonNoPermission: "no token for a request without any permission: the placeholders in permissions came out empty",
+	reasonNoClaim:      "no token for a request with an empty claim: a placeholder in it is not set, or its name is misspelt",
+}
+
 // withoutToken ends a viewer request for which there is no token: with an
 // error, or by passing it on as it is.
 func (h *Handler) withoutToken(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, visit *visit, f *failure) error {
 	visit.set(resultError, nil, f)
-	if f.reason == reasonNoUser {
-		// Once a minute is enough for whoever mends it, and strangers can cause it.
+	if hint, ok := unresolvedHints[f.reason]; ok {
 		if suppressed, ok := h.log.open(f.reason, time.Now()); ok {
-			h.logger.Warn("no token for a request without a user id; if users are logged in, authentication likely runs after viewer_session: it belongs before it, as with forward_auth or basic_auth in the default order",
-				zap.Error(f), zap.Int("suppressed", suppressed))
+			h.logger.Warn(hint, zap.Error(f), zap.Int("suppressed", suppressed))
 		}
 	}
 	if h.OnError == "pass" && f.reason != reasonClientGone {

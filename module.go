@@ -250,7 +250,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("transport: %w", err)
 	}
-	h.warn()
+	h.warn(endpoint)
 	h.tenant = newTenant(mod.(http.RoundTripper), h.logger, apiKey)
 	h.pool, err = joinPool(settings, endpoint, h.tenant)
 	return err
@@ -328,7 +328,7 @@ func (h *Handler) newRoute(config Route) (*route, error) {
 			return nil, fmt.Errorf("pattern %q has :id, and the route has document_id: the id comes from one or the other", path)
 		}
 		if !p.hasID && config.DocumentID == "" && h.DocumentID == "" {
-			return nil, fmt.Errorf("pattern %q has no :id and there is no document_id: say where the document's id comes from", path)
+			return nil, fmt.Errorf("pattern %q has no :id and there is no document_id: write :id where the document's id stands, for example /documents/:id, or say with document_id where it comes from", path)
 		}
 		withoutID = withoutID || !p.hasID
 		r.patterns = append(r.patterns, p)
@@ -406,6 +406,9 @@ func (o TokenOptions) check(documentID string) error {
 	if !slices.ContainsFunc(o.Permissions, hasPlaceholder) && len(splitPermissions(o.Permissions)) == 0 {
 		return errors.New("permissions: only separators; name at least one")
 	}
+	if err := checkPermissionNames(o.Permissions); err != nil {
+		return err
+	}
 	if err := o.checkShared(); err != nil {
 		return err
 	}
@@ -420,6 +423,48 @@ func (o TokenOptions) check(documentID string) error {
 		return err
 	}
 	return nil
+}
+
+// knownPermissions are those that the API documents. Others are passed on with
+// a warning, since it may learn more; what looks like a slip is refused.
+var knownPermissions = []string{"read", "write", "download"}
+
+func checkPermissionNames(permissions []string) error {
+	for _, value := range permissions {
+		if hasPlaceholder(value) {
+			continue
+		}
+		for _, name := range splitPermissions([]string{value}) {
+			for _, known := range knownPermissions {
+				if name != known && editDistance(strings.ToLower(name), known) <= 2 {
+					return fmt.Errorf("permissions: %q looks like a slip: write %s", name, known)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// editDistance is how many letters must be added, removed or changed to make b
+// out of a.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 // checkShared refuses tokens that carry more than reading and are the same for
@@ -754,6 +799,13 @@ func checkKeyPlaceholder(s string) error {
 	if len(names) != 1 || s != "{"+names[0]+"}" || !strings.Contains(names[0], ".") || strings.ContainsAny(names[0], " \t") {
 		return errors.New("api_key: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would stand in the admin API's /config and in the autosaved config")
 	}
+	if strings.HasPrefix(names[0], "http.") {
+		hint := ""
+		if strings.HasPrefix(names[0], "http.request.uri.path.file.") {
+			hint = " ({file.NAME} without a slash is Caddy's shorthand for a part of the path: write {file./absolute/path} or {file.folder/name})"
+		}
+		return errors.New("api_key: a request's placeholder is not known when the config loads: write {env.NAME} or {file./path/to/key}" + hint)
+	}
 	return nil
 }
 
@@ -764,25 +816,29 @@ func resolveKey(placeholder string) (string, error) {
 		key = strings.TrimSpace(key)
 	}
 	if err != nil || key == "" {
+		if strings.HasPrefix(placeholder, "{file.") {
+			return "", fmt.Errorf("api_key %s is empty or cannot be read (a relative path begins where Caddy was started): put the Viewer API key of your DWS account there before Caddy starts", placeholder)
+		}
 		return "", fmt.Errorf("api_key %s is empty or unknown: set it to the Viewer API key of your DWS account before Caddy starts", placeholder)
 	}
 	for i := 0; i < len(key); i++ {
-		if key[i] <= ' ' || key[i] >= 0x7f {
-			return "", fmt.Errorf("api_key %s holds spaces or other characters that no key has: it should be the key alone, without a name or Bearer in front", placeholder)
+		if key[i] <= ' ' || key[i] >= 0x7f || strings.IndexByte("\"'`$", key[i]) >= 0 {
+			return "", fmt.Errorf("api_key %s holds spaces, quotes or other characters that no key has: it should be the key alone, without quotes, a name or Bearer in front", placeholder)
 		}
 	}
 	return key, nil
 }
 
 // warn tells the operator what is allowed, but likely a mistake.
-func (h *Handler) warn() {
+func (h *Handler) warn(endpoint *url.URL) {
+	if endpoint.Path == "" || endpoint.Path == "/" {
+		h.logger.Warn("the endpoint has no path; the DWS Viewer API mints tokens at "+DefaultEndpoint, zap.String("endpoint", endpoint.String()))
+	}
 	for i, r := range h.routes {
 		for _, permission := range r.ask.staticPermissions {
-			switch permission {
-			case "read", "write", "download":
-			default:
-				h.logger.Warn("the DWS Viewer API documents no such permission; it knows read, write and download",
-					zap.Int("route", i+1), zap.String("permission", permission))
+			if !slices.Contains(knownPermissions, permission) {
+				h.logger.Warn("the DWS Viewer API documents no such permission",
+					zap.String("permission", permission), zap.Strings("documented", knownPermissions), zap.Int("route", i+1))
 			}
 		}
 	}

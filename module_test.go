@@ -404,21 +404,23 @@ func TestResolveKey(t *testing.T) {
 	}
 	const (
 		empty     = " is empty or unknown: set it to the Viewer API key of your DWS account before Caddy starts"
-		malformed = " holds spaces or other characters that no key has: it should be the key alone, without a name or Bearer in front"
+		noFile    = " is empty or cannot be read (a relative path begins where Caddy was started): put the Viewer API key of your DWS account there before Caddy starts"
+		malformed = " holds spaces, quotes or other characters that no key has: it should be the key alone, without quotes, a name or Bearer in front"
 	)
 	for what, test := range map[string]struct{ placeholder, want string }{
 		"unset":           {"{env.VIEWER_SESSION_TEST_UNSET}", empty},
 		"empty":           {"{env.VIEWER_SESSION_TEST_EMPTY}", empty},
 		"only blanks":     {"{env.VIEWER_SESSION_TEST_SPACES}", empty},
-		"empty file":      {file("empty", ""), empty},
-		"only a newline":  {file("only-newline", "\n"), empty},
-		"no such file":    {"{file." + filepath.Join(dir, "none") + "}", empty},
+		"empty file":      {file("empty", ""), noFile},
+		"only a newline":  {file("only-newline", "\n"), noFile},
+		"no such file":    {"{file." + filepath.Join(dir, "none") + "}", noFile},
 		"unknown":         {"{vault.key}", empty},
 		"of a request":    {"{http.request.header.X-Key}", empty},
 		"no name":         {"{}", empty},
 		"with Bearer":     {"{env.VIEWER_SESSION_TEST_BEARER}", malformed},
 		"with its name":   {"{env.VIEWER_SESSION_TEST_NAMED}", malformed},
 		"two lines":       {file("lines", testKey+"\n"+testKey), malformed},
+		"in quotes":       {file("quotes", `"`+testKey+`"`), malformed},
 		"NUL":             {file("nul", testKey+"\x00"), malformed},
 		"byte order mark": {file("bom", "\ufeff"+testKey), malformed},
 		"not ASCII":       {"{env.VIEWER_SESSION_TEST_BYTES}", malformed},

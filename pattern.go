@@ -42,7 +42,7 @@ func parsePattern(s string) (*pattern, error) {
 		return nil, fmt.Errorf("pattern %q: a path pattern begins with a slash, for example /documents/:id", s)
 	}
 	if strings.ContainsAny(s, "{}") {
-		return nil, fmt.Errorf("pattern %q: placeholders are not replaced in patterns; for an id from elsewhere use document_id", s)
+		return nil, fmt.Errorf("pattern %q: placeholders are not replaced in patterns; write :id where the document's id stands, and for an id from elsewhere use document_id", s)
 	}
 	if strings.ContainsAny(s, "?#") {
 		return nil, fmt.Errorf("pattern %q: only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}", s)

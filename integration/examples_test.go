@@ -244,7 +244,7 @@ func quickstart(t *testing.T, s *stage, text string) {
 	api, app := freeAddress(t), freeAddress(t)
 	s.gateway = strings.Replace(s.gateway, "127.0.0.1", "localhost", 1)
 	text = substitute(t, text,
-		"localhost:8080", s.gateway, "127.0.0.1:8081", api, "127.0.0.1:8082", app,
+		"localhost:8080", s.gateway, "127.0.0.1:8080", strings.Replace(s.gateway, "localhost", "127.0.0.1", 1), "127.0.0.1:8081", api, "127.0.0.1:8082", app,
 		"admin localhost:2020", "admin "+s.admin+"\n\tlog {\n\t\toutput file \""+filepath.ToSlash(s.logFile)+"\"\n\t}")
 	if err := loadText(text); err != nil {
 		t.Fatal(err)

@@ -28,6 +28,15 @@ func TestREADME(t *testing.T) {
 			if !strings.Contains(globalOptions, filter) || filter == "" {
 				t.Errorf("the tests run with another log filter than the README's %q", filter)
 			}
+		case kind == "caddyfile" && strings.Contains(text, "dws_emulator"):
+			t.Run("stand-in", func(t *testing.T) {
+				s := newStage(t)
+				address := freeAddress(t)
+				s.load(strings.Replace(strings.ReplaceAll(text, "127.0.0.1:8081", address)+simpleSite, "endpoint API", "endpoint http://"+address, 1))
+				s.token("/documents/doc1")
+				s.wantMints(0) // not the test's own stand-in
+			})
+			ran++
 		case kind == "caddyfile":
 			if _, err := adapt(text, "README.md"); err != nil {
 				t.Errorf("%v in\n%s", err, text)
@@ -55,7 +64,7 @@ func TestREADME(t *testing.T) {
 			ran++
 		}
 	}
-	if ran < 3 {
+	if ran < 4 {
 		t.Errorf("only %d blocks were found and run", ran)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -80,7 +81,7 @@ func (m mutant) run() ([]string, error) {
 	}
 	// The integration tests take longer, so they only see what the others let through.
 	for _, pkg := range []string{".", "./integration"} {
-		killers, err := failingTests(overlayFile, pkg)
+		killers, err := failingTests(overlayFile, pkg, "-race="+strconv.FormatBool(m.racy))
 		if err != nil || len(killers) > 0 {
 			return killers, err
 		}
@@ -88,8 +89,8 @@ func (m mutant) run() ([]string, error) {
 	return nil, nil
 }
 
-func failingTests(overlay, pkg string) ([]string, error) {
-	cmd := exec.Command("go", "test", "-overlay", overlay, "-tags", tags, "-count=1", "-timeout=5m", "-vet=off", pkg) //nolint:gosec // our own arguments
+func failingTests(overlay, pkg, race string) ([]string, error) {
+	cmd := exec.Command("go", "test", race, "-overlay", overlay, "-tags", tags, "-count=1", "-timeout=2m", "-vet=off", pkg) //nolint:gosec // our own arguments
 	output, err := cmd.CombinedOutput()
 	if err == nil {
 		return nil, nil
