@@ -809,6 +809,54 @@ func TestPanicInTheTransportIsAFailure(t *testing.T) {
 	})
 }
 
+// A panic in a probe must not keep the probe's place for good.
+func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.set(failing(500))
+		for i := range 10 {
+			p.wantFailure(fmt.Sprint("down", i), reasonUnavailable)
+		}
+		if !p.backoff.holding(time.Now()) {
+			t.Fatal("no back-off")
+		}
+		p.api.set(func(mintRequest) (*http.Response, error) { panic("boom") })
+		for i := range 10 {
+			time.Sleep(2 * maxDelay)
+			p.wantFailure(fmt.Sprint("panics", i), reasonUnavailable)
+		}
+		p.api.set(nil)
+		time.Sleep(2 * maxDelay)
+		p.want("doc", resultMinted)
+	})
+}
+
+// A token that was published between a request's look-up and its flight is
+// used, and not minted again.
+func TestFlightLooksAgain(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		published := p.want("doc", resultMinted)
+		landed, f := p.land(published.key[len(account{}):], testAsk("doc"), false)
+		if f != nil || landed != published {
+			t.Errorf("got %v, %v", landed, f)
+		}
+		p.wantMints(1)
+	})
+}
+
+// An outage long ago says nothing: whoever would get a token that runs short
+// waits for another.
+func TestBadNewsGrowOld(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.want("doc", resultMinted)
+		time.Sleep(40 * time.Minute)
+		p.api.set(failing(500))
+		p.want("doc", resultRenewing)
+		p.api.set(nil)
+		time.Sleep(10 * time.Minute)
+		p.want("doc", resultMinted)
+	})
+}
+
 // A mint must see nothing of the request that led to it: Caddy's transport
 // takes dial addresses from the request's variables, and would carry the key
 // to wherever forward_auth went before.
