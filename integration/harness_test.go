@@ -455,7 +455,10 @@ func (a *app) serve(conn net.Conn) {
 		answer := a.answer
 		a.mu.Unlock()
 		if answer == "" {
-			answer = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage"
+			answer = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
+			if !strings.HasPrefix(request.head, "HEAD ") { // a body would spoil the connection
+				answer += "page"
+			}
 		}
 		if _, err := io.WriteString(conn, answer); err != nil {
 			return
