@@ -158,6 +158,9 @@ func (t *askTemplate) resolve(repl *caddy.Replacer, documentID string) (ask, err
 		replaced := make([]string, len(t.permissions))
 		for i, permission := range t.permissions {
 			replaced[i] = repl.ReplaceAll(permission, "")
+			if !utf8.ValidString(replaced[i]) {
+				return ask{}, &failure{reason: reasonNoPermission, err: fmt.Errorf("permissions %s is not valid UTF-8", permission)}
+			}
 		}
 		if a.permissions = splitPermissions(replaced); len(a.permissions) == 0 {
 			return ask{}, &failure{reason: reasonNoPermission, err: fmt.Errorf("permissions %s left none for this request", strings.Join(t.permissions, " "))}
