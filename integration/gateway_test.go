@@ -277,9 +277,11 @@ func TestReloadInTheMiddleOfTraffic(t *testing.T) {
 			}
 		})
 	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
 	for i := range 10 {
 		for before := requests.Load(); requests.Load() < before+50; {
-			time.Sleep(time.Millisecond)
+			<-tick.C
 		}
 		if i%3 == 2 {
 			if err := s.tryLoad(strings.Replace(simpleSite, "reverse_proxy", "reverse_proxy {\n transport http {\n versions 9\n}\n}\nreverse_proxy", 1)); err == nil {
