@@ -35,18 +35,18 @@ type ask struct {
 	// the key: a token does not differ by how long it will be used.
 	minRemaining time.Duration
 
-	keyPrefix []byte // the start of the key, prepared when the config loads if it is the same for every request
+	keyPart []byte // the key's part that is the same for every request, prepared when the config loads if there is one
 }
 
 // appendKey appends the cache key. Every field carries its length, so that no
 // two different asks have the same key.
 func (a *ask) appendKey(key []byte) []byte {
-	if a.keyPrefix != nil {
-		key = append(key, a.keyPrefix...)
+	key = appendField(key, a.documentID) // first, where documentOf finds it
+	if a.keyPart != nil {
+		key = append(key, a.keyPart...)
 	} else {
-		key = a.appendKeyPrefix(key)
+		key = a.appendKeyPart(key)
 	}
-	key = appendField(key, a.documentID)
 	key = appendField(key, a.userID)
 	key = binary.AppendUvarint(key, uint64(len(a.varyBy)))
 	for _, value := range a.varyBy {
@@ -55,7 +55,13 @@ func (a *ask) appendKey(key []byte) []byte {
 	return key
 }
 
-func (a *ask) appendKeyPrefix(key []byte) []byte {
+// documentOf returns the document's id in a key that appendKey made.
+func documentOf(key string) string {
+	length, n := binary.Uvarint([]byte(key[:min(len(key), binary.MaxVarintLen64)]))
+	return key[n : n+int(length)] //nolint:gosec // it was an int
+}
+
+func (a *ask) appendKeyPart(key []byte) []byte {
 	key = binary.AppendVarint(key, int64(a.ttl))
 	key = appendField(key, a.claims)
 	key = appendField(key, a.documentClaims)
@@ -108,7 +114,7 @@ type askTemplate struct {
 
 	// What holds no placeholder is prepared when the config loads.
 	staticPermissions []string
-	staticKeyPrefix   []byte
+	staticKeyPart     []byte
 }
 
 // newAskTemplate compiles options, which must be complete and valid.
@@ -131,7 +137,7 @@ func newAskTemplate(o TokenOptions) (*askTemplate, error) {
 		t.staticPermissions = splitPermissions(t.permissions)
 		if t.claims.static() && t.documentClaims.static() {
 			a := ask{permissions: t.staticPermissions, claims: t.claims.fixed, documentClaims: t.documentClaims.fixed, ttl: t.ttl}
-			t.staticKeyPrefix = a.appendKeyPrefix(nil)
+			t.staticKeyPart = a.appendKeyPart(nil)
 		}
 	}
 	return t, nil
@@ -146,7 +152,7 @@ func (t *askTemplate) resolve(repl *caddy.Replacer, documentID string) (ask, err
 		permissions:  t.staticPermissions,
 		ttl:          t.ttl,
 		minRemaining: t.minRemaining,
-		keyPrefix:    t.staticKeyPrefix,
+		keyPart:      t.staticKeyPart,
 	}
 	var err error
 	if t.userID != "" {

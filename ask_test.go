@@ -392,7 +392,7 @@ func TestKeysDifferWithAnyField(t *testing.T) {
 // Every field of ask is in its key, or listed here as no part of it.
 func TestKeyForgetsNoField(t *testing.T) {
 	covered := []string{"documentID", "permissions", "userID", "claims", "documentClaims", "varyBy", "ttl"}
-	notInKey := []string{"minRemaining", "keyPrefix"}
+	notInKey := []string{"minRemaining", "keyPart"}
 	var fields []string
 	for field := range reflect.TypeFor[ask]().Fields() {
 		fields = append(fields, field.Name)
@@ -492,11 +492,11 @@ func TestPreparedKeyIsTheComputedOne(t *testing.T) {
 	values := map[string]any{"http.auth.user.id": "ann", "http.vars.v": "1", "http.vars.read": "read", "http.vars.x": "x"}
 	for _, o := range static {
 		a := mustResolve(t, o, "doc", values)
-		if a.keyPrefix == nil {
+		if a.keyPart == nil {
 			t.Fatalf("%+v: nothing is prepared", o)
 		}
 		computed := a
-		computed.keyPrefix = nil
+		computed.keyPart = nil
 		if keyOf(a) != keyOf(computed) {
 			t.Errorf("%+v: prepared %q, computed %q", o, keyOf(a), keyOf(computed))
 		}
@@ -507,7 +507,7 @@ func TestPreparedKeyIsTheComputedOne(t *testing.T) {
 		{{DocumentClaims: rawClaims("a", `["x", {"k": null}]`)}, {DocumentClaims: rawClaims("a", `["{http.vars.x}",{"k":null}]`)}},
 	} {
 		a, b := mustResolve(t, pair[0], "doc", values), mustResolve(t, pair[1], "doc", values)
-		if b.keyPrefix != nil {
+		if b.keyPart != nil {
 			t.Errorf("%+v: a key is prepared, although a placeholder stands in it", pair[1])
 		}
 		if keyOf(a) != keyOf(b) {

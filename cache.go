@@ -47,6 +47,8 @@ type tokenCache struct {
 	main   *ristretto.Cache[uint64, *token]
 
 	recent recentTokens
+
+	purges purgeLog
 }
 
 // newTokenCache returns a cache for at most maxBytes. It runs a goroutine
@@ -84,7 +86,8 @@ func (c *tokenCache) get(key []byte) *token {
 	return c.recent.get(key)
 }
 
-// put stores a token and returns when look-ups can see it.
+// put stores a token and returns when look-ups can see it. One that has been
+// purged since its minting began is not stored.
 func (c *tokenCache) put(t *token, now time.Time) {
 	remaining := time.Unix(t.exp, 0).Sub(now)
 	if remaining <= 0 {
@@ -92,7 +95,7 @@ func (c *tokenCache) put(t *token, now time.Time) {
 	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if c.closed {
+	if c.closed || c.purges.cover(t) {
 		return
 	}
 	hash := maphash.String(c.seed, t.key)
@@ -107,6 +110,35 @@ func (c *tokenCache) put(t *token, now time.Time) {
 	if t.cost() <= c.recent.maxBytes/recentShare { // one must not push out all the others
 		c.recent.put(t, now)
 	}
+}
+
+// purge forgets the tokens of one document, or all of them if documentID is
+// empty, and returns how many there were.
+func (c *tokenCache) purge(documentID string, now time.Time) int {
+	// Whoever stores a token looks at the purges under mu as well: it has been
+	// stored by now and is found below, or will not be.
+	c.mu.Lock()
+	c.purges.add(documentID, now)
+	c.mu.Unlock()
+
+	purged := c.recent.purge(&c.purges)
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.closed {
+		return purged
+	}
+	var keys []string
+	c.main.IterValues(func(t *token) (stop bool) {
+		if c.purges.cover(t) {
+			keys = append(keys, t.key)
+		}
+		return false
+	})
+	for _, key := range keys {
+		c.main.Del(maphash.String(c.seed, key))
+	}
+	c.main.Wait()
+	return purged + len(keys)
 }
 
 // close ends the cache's goroutine. Later calls find nothing and store nothing.
@@ -155,6 +187,19 @@ func (r *recentTokens) put(t *token, now time.Time) {
 		r.removeLocked(e)
 	}
 	r.count.Store(int64(len(r.tokens)))
+}
+
+func (r *recentTokens) purge(purges *purgeLog) (purged int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.tokens {
+		if purges.cover(e.Value.(*token)) {
+			r.removeLocked(e)
+			purged++
+		}
+	}
+	r.count.Store(int64(len(r.tokens)))
+	return purged
 }
 
 func (r *recentTokens) remove(key string) {

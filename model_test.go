@@ -2,6 +2,7 @@ package viewersession
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -41,7 +42,7 @@ func TestAgainstModel(t *testing.T) {
 		})
 	}
 	t.Log(results)
-	for _, want := range []string{"hit", "renewing", "minted", "stale", "unavailable", "timeout", "throttled", "rejected", "key_refused", "invalid_reply"} {
+	for _, want := range []string{"hit", "renewing", "minted", "stale", "unavailable", "timeout", "throttled", "rejected", "key_refused", "invalid_reply", "purged"} {
 		if results[want] == 0 && len(seeds) > 1 {
 			t.Errorf("%s never came about, so it was not tested", want)
 		}
@@ -68,6 +69,7 @@ type model struct {
 
 	issued map[string]issue // by token
 	latest map[string]issue // what the cache must have, by document, user and key
+	purges map[string]int   // by document
 
 	results map[string]int // how often each came about
 }
@@ -75,6 +77,8 @@ type model struct {
 // issue is a token that the API issued.
 type issue struct {
 	name, key string
+	document  string
+	purges    int // of the document, when it was asked for
 	exp       int64
 	life      time.Duration
 }
@@ -82,7 +86,7 @@ type issue struct {
 func newModel(t *testing.T, seed uint64) *model {
 	m := &model{
 		t: t, rand: rand.New(rand.NewPCG(seed, 0)), api: new(fakeAPI), key: "pdf_live_test0", file: t.TempDir() + "/key",
-		issued: make(map[string]issue), latest: make(map[string]issue), faultSince: time.Now(),
+		issued: make(map[string]issue), latest: make(map[string]issue), purges: make(map[string]int), faultSince: time.Now(),
 	}
 	m.writeKey()
 	m.api.set(m.answer)
@@ -124,7 +128,7 @@ func (m *model) writeKey() {
 
 func (m *model) answer(r mintRequest) (*http.Response, error) {
 	m.mu.Lock()
-	fault, current, grant := m.fault, m.key, m.grant
+	fault, current, grant, purges := m.fault, m.key, m.grant, m.purges[r.doc]
 	m.mu.Unlock()
 	name := r.doc + "/" + r.user
 	key := strings.TrimPrefix(r.key, "Bearer ")
@@ -144,6 +148,8 @@ func (m *model) answer(r mintRequest) (*http.Response, error) {
 		return failing(429, "Retry-After", "20")(r)
 	case "hang":
 		return hanging(r)
+	case "slow":
+		time.Sleep(3 * time.Second)
 	case "rubbish":
 		return respond(&http.Request{URL: testEndpoint}, 200, `{"jwt":"a.b"}`), nil
 	case "expired":
@@ -158,9 +164,11 @@ func (m *model) answer(r mintRequest) (*http.Response, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	jwt := testJWT(map[string]any{"exp": exp, "document_id": r.doc, "jti": len(m.issued)})
-	made := issue{name: name, key: key, exp: exp, life: time.Until(time.Unix(exp, 0))}
+	made := issue{name: name, key: key, document: r.doc, purges: purges, exp: exp, life: time.Until(time.Unix(exp, 0))}
 	m.issued[jwt] = made
-	m.latest[name+"/"+key] = made
+	if purges == m.purges[r.doc] {
+		m.latest[name+"/"+key] = made
+	}
 	return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, jwt)), nil
 }
 
@@ -171,7 +179,7 @@ func (m *model) step() {
 		synctest.Wait()
 		return
 	}
-	if n < 90 {
+	if n < 89 {
 		most := []time.Duration{5 * time.Second, 5 * time.Second, 5 * time.Second, 15 * time.Minute, 90 * time.Minute}[m.rand.IntN(5)]
 		time.Sleep(time.Duration(m.rand.Int64N(int64(most))))
 		return
@@ -179,6 +187,8 @@ func (m *model) step() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
+	case n < 90:
+		m.purge()
 	case n < 95:
 		m.setFault()
 	case n < 96:
@@ -215,13 +225,31 @@ func (m *model) provenKey() string {
 }
 
 func (m *model) setFault() {
-	faults := []string{"", "", "", "", "refused", "500", "403", "422", "429", "hang", "rubbish", "expired", "another's"}
+	faults := []string{"", "", "", "", "refused", "500", "403", "422", "429", "hang", "slow", "rubbish", "expired", "another's"}
 	m.fault = faults[m.rand.IntN(len(faults))]
 	m.faultSince = time.Now()
 }
 
+const modelDocuments = 6
+
+// purge forgets one document's tokens, or all.
+func (m *model) purge() {
+	only := ""
+	if m.rand.IntN(4) > 0 {
+		only = fmt.Sprint("doc", m.rand.IntN(modelDocuments))
+	}
+	for i := range modelDocuments {
+		if document := fmt.Sprint("doc", i); only == "" || only == document {
+			m.purges[document]++
+		}
+	}
+	maps.DeleteFunc(m.latest, func(_ string, made issue) bool { return made.purges < m.purges[made.document] })
+	m.pool.purge(only)
+	m.results["purged"]++
+}
+
 func (m *model) request() {
-	document, user := fmt.Sprint("doc", m.rand.IntN(6)), []string{"", "alice", "bob"}[m.rand.IntN(3)]
+	document, user := fmt.Sprint("doc", m.rand.IntN(modelDocuments)), []string{"", "alice", "bob"}[m.rand.IntN(3)]
 	a := testAsk(document)
 	a.userID = user
 	name := document + "/" + user
@@ -273,6 +301,8 @@ func (m *model) request() {
 		complain("the token was issued for %s", made.name)
 	case made.key != used && made.key != m.key:
 		complain("the token was issued under the key %s", made.key)
+	case made.purges < m.purges[document]:
+		complain("the token was purged")
 	case made.exp <= time.Now().Unix():
 		complain("the token expired %s ago", time.Since(time.Unix(made.exp, 0)))
 	}

@@ -130,6 +130,16 @@ func joinPool(settings poolSettings, endpoint *url.URL, t *tenant) (*pool, error
 	return p, nil
 }
 
+// allPools returns the pools that are in use.
+func allPools() []*pool {
+	var all []*pool
+	pools.Range(func(_, value any) bool { // under a lock that reloads wait for
+		all = append(all, value.(*pool))
+		return true
+	})
+	return all
+}
+
 // leave takes a tenant out. The pool ends with the last one.
 func (p *pool) leave(t *tenant) error {
 	p.mu.Lock()
@@ -195,6 +205,9 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	}
 
 	minted, led, f := p.await(ctx, string(key), a)
+	if cached != nil && p.cache.purges.cover(cached) {
+		state = expired
+	}
 	switch {
 	case f == nil && led:
 		return minted, resultMinted, nil
@@ -229,12 +242,17 @@ func (p *pool) renew(cached *token, a *ask, now time.Time) {
 
 // await waits for one mint, shared with all who ask for the same key.
 func (p *pool) await(ctx context.Context, key string, a *ask) (t *token, led bool, f *failure) {
+	since := p.cache.purges.now()
 	for {
 		flight := p.fly(key, a, false)
 		select {
 		case landed := <-flight.landed:
 			if landed.Err == nil {
-				return landed.Val.(*token), flight.led.Load(), nil
+				minted := landed.Val.(*token)
+				if minted.era < since && p.cache.purges.cover(minted) {
+					continue // it joined a mint that began before the purge
+				}
+				return minted, flight.led.Load(), nil
 			}
 			if f := asFailure(landed.Err); !f.gaveWay {
 				return nil, false, f
@@ -281,8 +299,9 @@ func (p *pool) land(name string, a *ask, renewal bool) (t *token, f *failure) {
 			t, f = nil, p.panicked(r)
 		}
 	}()
+	began := p.cache.purges.now()
 	cached := p.cache.get(p.account.Load().cacheKey(name))
-	if cached.freshness(time.Now(), a.minRemaining) == fresh {
+	if cached.freshness(time.Now(), a.minRemaining) == fresh && !p.cache.purges.cover(cached) {
 		return cached, nil // published between the look-up and this flight
 	}
 	admission, f := p.backoff.admit(name, a.documentID, time.Now())
@@ -292,7 +311,7 @@ func (p *pool) land(name string, a *ask, renewal bool) (t *token, f *failure) {
 	if f != nil {
 		return nil, f
 	}
-	t, f = p.mintAdmitted(name, a, renewal)
+	t, f = p.mintAdmitted(name, a, renewal, began)
 	now := time.Now()
 	if f == nil {
 		p.mintedAt.Store(int64(p.elapsed(now)))
@@ -310,7 +329,7 @@ func (p *pool) land(name string, a *ask, renewal bool) (t *token, f *failure) {
 
 // mintAdmitted mints and publishes. It never panics: an admission that is not
 // settled would hold up others for good.
-func (p *pool) mintAdmitted(name string, a *ask, renewal bool) (t *token, f *failure) {
+func (p *pool) mintAdmitted(name string, a *ask, renewal bool, began era) (t *token, f *failure) {
 	defer func() {
 		if r := recover(); r != nil {
 			t, f = nil, p.panicked(r)
@@ -329,8 +348,16 @@ func (p *pool) mintAdmitted(name string, a *ask, renewal bool) (t *token, f *fai
 	if t, f = p.mint(ctx, name, a); f != nil {
 		return nil, f
 	}
+	t.era = began
 	p.cache.put(t, time.Now())
 	return t, nil
+}
+
+// purge forgets the tokens of one document, or all if documentID is empty, and
+// returns how many there were. Mints under way are not stored any more;
+// requests that come from now on do not get what they bring.
+func (p *pool) purge(documentID string) int {
+	return p.cache.purge(documentID, time.Now())
 }
 
 func (p *pool) panicked(r any) *failure {

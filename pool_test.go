@@ -173,17 +173,27 @@ func testAsk(document string) *ask {
 	return &ask{documentID: document, permissions: []string{"read"}, ttl: time.Hour, minRemaining: 15 * time.Minute}
 }
 
-// want gets a token for document and checks where it came from.
-func (p *poolTest) want(document string, want result) *token {
+// asked gets a token for document and checks where it came from. It may run in
+// a goroutine of its own.
+func (p *poolTest) asked(document string, want result) *token {
 	p.t.Helper()
 	tok, got, f := p.get(p.t.Context(), testAsk(document))
 	if f != nil {
-		p.t.Fatalf("%s: no token: %v", document, f)
+		p.t.Errorf("%s: no token: %v", document, f)
+	} else if got != want {
+		p.t.Errorf("%s: result %s, want %s", document, got, want)
 	}
-	if got != want {
-		p.t.Fatalf("%s: result %s, want %s", document, got, want)
+	return tok
+}
+
+// want is asked, ends the test if it is otherwise, and waits for renewals.
+func (p *poolTest) want(document string, want result) *token {
+	p.t.Helper()
+	tok := p.asked(document, want)
+	if p.t.Failed() {
+		p.t.FailNow()
 	}
-	synctest.Wait() // background renewals
+	synctest.Wait()
 	return tok
 }
 

@@ -37,6 +37,7 @@ type token struct {
 	life   time.Duration // from minting to exp
 	asked  time.Duration // from minting to the exp that was asked for
 	spread float64       // this token's factor on the renewal point
+	era    era           // when its minting began, as purges count time
 
 	// renewAfter is when the next renewal may start. One request moves it
 	// forward and becomes the one that renews. Like failedAt it counts

@@ -250,6 +250,44 @@ GATEWAY {
 	s.wantMints(0)
 }
 
+func TestPurge(t *testing.T) {
+	s := newStage(t)
+	s.load(simpleSite)
+	purge := func(body string, status int) string {
+		t.Helper()
+		resp, err := http.Post("http://"+s.admin+"/viewer_session/purge", "application/x-www-form-urlencoded", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		answer, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.wantNoSecretIn("the admin API's answer", answer)
+		if resp.StatusCode != status {
+			t.Fatalf("purge %s: status %d, want %d: %s", body, resp.StatusCode, status, answer)
+		}
+		return string(answer)
+	}
+	a, b := s.token("/documents/a"), s.token("/documents/b")
+	if got := purge(`{"all":true,"document_id":"a"}`, 400); !strings.Contains(got, "say what to purge") {
+		t.Errorf("the error does not help: %s", got)
+	}
+	if got := purge(`{"document_id":"a"}`, 200); !strings.Contains(got, `"purged": 1,`) {
+		t.Errorf("purged: %s", got)
+	}
+	if s.token("/documents/a") == a || s.token("/documents/b") != b {
+		t.Error("not just the one document was forgotten")
+	}
+	s.wantMints(3)
+	purge(`{"all":true}`, 200)
+	if s.token("/documents/b") == b {
+		t.Error("a token is left after all were purged")
+	}
+	s.wantMints(4)
+}
+
 func TestReloadInTheMiddleOfTraffic(t *testing.T) {
 	s := newStage(t)
 	s.load(simpleSite)
