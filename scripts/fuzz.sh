@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs each fuzz target for ten seconds, or for what FUZZTIME says. What it finds is written to testdata/fuzz: keep it
+# Runs each fuzz target for ten seconds, or for what FUZZTIME says (20000x is 20,000 runs; a number of runs never ends in
+# the middle of one, which Go may report as a failure). What it finds is written to testdata/fuzz: keep it
 # there, since it then runs with all tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
