@@ -2,6 +2,7 @@ package viewersession
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -143,11 +144,19 @@ func newAskTemplate(o TokenOptions) (*askTemplate, error) {
 	return t, nil
 }
 
+// unresolved is what could not be filled in for a request.
+type unresolved struct {
+	user, permissions, claims *failure
+}
+
+// first returns the failure to answer with, if there is one.
+func (u *unresolved) first() *failure { return cmp.Or(u.user, u.permissions, u.claims) }
+
 // resolve fills in the request's values. Each template is replaced once and
 // the outcome is never parsed again: text that came from a request must not be
 // able to name {env.*} or {file.*}.
-func (t *askTemplate) resolve(repl *caddy.Replacer, documentID string) (ask, error) {
-	a := ask{
+func (t *askTemplate) resolve(repl *caddy.Replacer, documentID string) (a ask, missing unresolved) {
+	a = ask{
 		documentID:   documentID,
 		permissions:  t.staticPermissions,
 		ttl:          t.ttl,
@@ -157,26 +166,23 @@ func (t *askTemplate) resolve(repl *caddy.Replacer, documentID string) (ask, err
 	var err error
 	if t.userID != "" {
 		if a.userID, err = replaceText(t.userID, repl); err != nil {
-			return ask{}, &failure{reason: reasonNoUser, err: fmt.Errorf("user_id: %w", err)}
+			missing.user = &failure{reason: reasonNoUser, err: fmt.Errorf("user_id: %w", err)}
 		}
 	}
 	if a.permissions == nil {
 		replaced := make([]string, len(t.permissions))
 		for i, permission := range t.permissions {
 			replaced[i] = repl.ReplaceAll(permission, "")
-			if !utf8.ValidString(replaced[i]) {
-				return ask{}, &failure{reason: reasonNoPermission, err: fmt.Errorf("permissions %s is not valid UTF-8", permission)}
-			}
 		}
-		if a.permissions = splitPermissions(replaced); len(a.permissions) == 0 {
-			return ask{}, &failure{reason: reasonNoPermission, err: fmt.Errorf("permissions %s left none for this request", strings.Join(t.permissions, " "))}
+		if a.permissions, err = readPermissions(replaced); err != nil {
+			missing.permissions = &failure{reason: reasonNoPermission, err: fmt.Errorf("permissions %s: %w", strings.Join(t.permissions, " "), err)}
 		}
 	}
 	if a.claims, err = t.claims.resolve(repl); err == nil {
 		a.documentClaims, err = t.documentClaims.resolve(repl)
 	}
 	if err != nil {
-		return ask{}, &failure{reason: reasonNoClaim, err: err}
+		missing.claims = &failure{reason: reasonNoClaim, err: err}
 	}
 	if len(t.varyBy) > 0 {
 		// The templates are part of the key as well: the same value under
@@ -186,7 +192,21 @@ func (t *askTemplate) resolve(repl *caddy.Replacer, documentID string) (ask, err
 			a.varyBy = append(a.varyBy, template, repl.ReplaceAll(template, ""))
 		}
 	}
-	return a, nil
+	return a, missing
+}
+
+// readPermissions splits values that are known only at run time.
+func readPermissions(values []string) ([]string, error) {
+	for _, value := range values {
+		if !utf8.ValidString(value) {
+			return nil, errors.New("not valid UTF-8")
+		}
+	}
+	permissions := splitPermissions(values)
+	if len(permissions) == 0 {
+		return nil, errors.New("none left for this request")
+	}
+	return permissions, nil
 }
 
 // replaceText replaces the placeholders in s, once. One that is unknown or

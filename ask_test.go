@@ -46,7 +46,7 @@ func rawClaims(pairs ...string) map[string]json.RawMessage {
 
 func mustResolve(t testing.TB, o TokenOptions, documentID string, values map[string]any) ask {
 	t.Helper()
-	a, err := templateOf(t, o).resolve(replacerWith(values), documentID)
+	a, err := resolveTest(templateOf(t, o), replacerWith(values), documentID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,9 +95,9 @@ func TestPermissionsFromPlaceholders(t *testing.T) {
 		{[]string{"{http.vars.p}"}, nil, ""},
 		{[]string{"{http.vars.p}", "{http.vars.q}"}, map[string]any{"http.vars.p": ""}, ""},
 	} {
-		a, err := templateOf(t, TokenOptions{Permissions: test.permissions}).resolve(replacerWith(test.values), "doc")
+		a, err := resolveTest(templateOf(t, TokenOptions{Permissions: test.permissions}), replacerWith(test.values), "doc")
 		if test.want == "" {
-			want := "permissions " + strings.Join(test.permissions, " ") + " left none for this request"
+			want := "permissions " + strings.Join(test.permissions, " ") + ": none left for this request"
 			if f := asFailure(err); err == nil || f.reason != reasonNoPermission || f.status() != 403 || f.Error() != want {
 				t.Errorf("%q with %v: got %v, %v", test.permissions, test.values, a.permissions, err)
 			}
@@ -135,7 +135,7 @@ func TestUserID(t *testing.T) {
 		{"{http.auth.user.id}", map[string]any{"http.auth.user.id": "a\xffb"}, "", "{http.auth.user.id} is not valid UTF-8"},
 		{"{http.auth.user.id}", map[string]any{"http.auth.user.id": "\xed\xa0\x80"}, "", "{http.auth.user.id} is not valid UTF-8"},
 	} {
-		a, err := templateOf(t, TokenOptions{UserID: test.template}).resolve(replacerWith(test.values), "doc")
+		a, err := resolveTest(templateOf(t, TokenOptions{UserID: test.template}), replacerWith(test.values), "doc")
 		if test.want == "" {
 			want := "user_id: " + test.message + ""
 			if f := asFailure(err); err == nil || f.reason != reasonNoUser || f.status() != 401 || f.Error() != want {
@@ -188,7 +188,7 @@ func TestClaims(t *testing.T) {
 			} else {
 				o.DocumentClaims = rawClaims("name", test.raw)
 			}
-			a, err := templateOf(t, o).resolve(replacerWith(values), "doc")
+			a, err := resolveTest(templateOf(t, o), replacerWith(values), "doc")
 			if test.want == "" {
 				if f := asFailure(err); err == nil || f.reason != reasonNoClaim || f.status() != 403 || !strings.HasPrefix(f.Error(), `claim "name": `) {
 					t.Errorf("%s %s: got %v", where, test.raw, err)
@@ -214,7 +214,7 @@ func TestClaimsAreSortedByName(t *testing.T) {
 }
 
 func TestClaimOfInvalidUTF8IsRefused(t *testing.T) {
-	_, err := templateOf(t, TokenOptions{Claims: rawClaims("who", `"{http.vars.who}"`)}).resolve(replacerWith(map[string]any{"http.vars.who": "\xff"}), "doc")
+	_, err := resolveTest(templateOf(t, TokenOptions{Claims: rawClaims("who", `"{http.vars.who}"`)}), replacerWith(map[string]any{"http.vars.who": "\xff"}), "doc")
 	if f := asFailure(err); err == nil || f.reason != reasonNoClaim || f.Error() != `claim "who": {http.vars.who} is not valid UTF-8` {
 		t.Errorf("got %v", err)
 	}
@@ -268,14 +268,14 @@ func TestNoUserComesBeforeNoPermissionAndNoClaim(t *testing.T) {
 		{reasonNoPermission, "http.vars.p"},
 		{reasonNoClaim, "http.vars.c"},
 	} {
-		_, err := template.resolve(replacerWith(values), "doc")
+		_, err := resolveTest(template, replacerWith(values), "doc")
 		f, ok := errors.AsType[*failure](err)
 		if !ok || f.reason != step.want {
 			t.Errorf("got %v, want %s", err, step.want)
 		}
 		values[step.name] = "x"
 	}
-	if _, err := template.resolve(replacerWith(values), "doc"); err != nil {
+	if _, err := resolveTest(template, replacerWith(values), "doc"); err != nil {
 		t.Error(err)
 	}
 }
@@ -518,12 +518,12 @@ func TestPreparedKeyIsTheComputedOne(t *testing.T) {
 
 func TestOneRequestsAskDoesNotChangeAnothers(t *testing.T) {
 	template := templateOf(t, TokenOptions{Permissions: []string{"write", "read"}, UserID: "{http.auth.user.id}", VaryBy: []string{"{http.vars.v}"}, Claims: rawClaims("a", `["{http.auth.user.id}"]`)})
-	first, err := template.resolve(replacerWith(map[string]any{"http.auth.user.id": "ann", "http.vars.v": "1"}), "one")
+	first, err := resolveTest(template, replacerWith(map[string]any{"http.auth.user.id": "ann", "http.vars.v": "1"}), "one")
 	if err != nil {
 		t.Fatal(err)
 	}
 	key, body := keyOf(first), string(first.body(1))
-	second, err := template.resolve(replacerWith(map[string]any{"http.auth.user.id": "bob", "http.vars.v": "2"}), "two")
+	second, err := resolveTest(template, replacerWith(map[string]any{"http.auth.user.id": "bob", "http.vars.v": "2"}), "two")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,9 +36,11 @@ func parseCaddyfile(helper httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, e
 //
 //	viewer_session {
 //		document_path <pattern...> [{
-//			document_id <placeholder>
+//			document_id  <placeholder>
+//			session_path <pattern...>
 //			<token options>
 //		}]
+//		session_path       <pattern...>
 //		document_id        <placeholder>
 //		document_id_format <regexp>
 //
@@ -84,10 +86,18 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		option := d.Val()
-		if option == "document_path" {
+		switch option {
+		case "document_path":
 			if err := h.unmarshalRoute(d); err != nil {
 				return err
 			}
+			continue
+		case "session_path":
+			var route Route
+			if err := route.unmarshalSessionPath(d); err != nil {
+				return err
+			}
+			h.Routes = append(h.Routes, route)
 			continue
 		}
 		if err := refuseRepeated(d, seen, option); err != nil {
@@ -104,7 +114,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if meant, ok := likelyMeant[option]; ok {
 				return d.Errf("unrecognized subdirective %q of viewer_session: did you mean %s?", option, meant)
 			}
-			return d.Errf("unrecognized subdirective %q of viewer_session; it takes document_path, document_id, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport", option)
+			return d.Errf("unrecognized subdirective %q of viewer_session; it takes document_path, document_id, session_path, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport", option)
 		}
 	}
 	// Mistakes that only show in the whole are told now, not when the config
@@ -121,6 +131,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 // likelyMeant are names that people try first.
 var likelyMeant = map[string]string{
 	"path": "document_path", "paths": "document_path", "route": "document_path", "document": "document_path", "documents_path": "document_path",
+	"session": "session_path", "session_paths": "session_path", "session_url": "session_path", "token_path": "session_path",
 	"id": "document_id", "id_format": "document_id_format",
 	"permission": "permissions", "document_permissions": "permissions",
 	"user": "user_id", "userid": "user_id",
@@ -149,17 +160,37 @@ func (h *Handler) unmarshalRoute(d *caddyfile.Dispenser) error {
 			return err
 		}
 		known, err := route.TokenOptions.unmarshalOption(d, option)
-		if !known && err == nil && option == "document_id" {
+		switch option {
+		case "document_id":
 			known, err = true, oneArg(d, &route.DocumentID)
+		case "session_path":
+			known, err = true, route.unmarshalSessionPath(d)
 		}
 		if err != nil {
 			return err
 		}
 		if !known {
-			return d.Errf("unrecognized subdirective %q of document_path: it takes document_id and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up", option)
+			return d.Errf("unrecognized subdirective %q of document_path: it takes document_id, session_path and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up", option)
 		}
 	}
 	h.Routes = append(h.Routes, route)
+	return nil
+}
+
+func (r *Route) unmarshalSessionPath(d *caddyfile.Dispenser) error {
+	paths := d.RemainingArgs()
+	if len(paths) == 0 {
+		return d.Err("session_path needs a path pattern, for example: session_path /documents/:id/session")
+	}
+	for _, path := range paths {
+		if _, err := parsePattern(path); err != nil {
+			return d.WrapErr(err)
+		}
+	}
+	r.SessionPaths = append(r.SessionPaths, paths...)
+	if d.NextBlock(d.Nesting()) {
+		return d.Err("session_path takes no block: to say what is asked for on it, put it into the block of a document_path")
+	}
 	return nil
 }
 
@@ -340,11 +371,11 @@ func addClaim(d *caddyfile.Dispenser, option string, claims *map[string]json.Raw
 	return nil
 }
 
-// refuseRepeated refuses an option that stands there already, but for claims,
-// which are told apart by their names.
+// refuseRepeated refuses an option that stands there already, but for session
+// paths, and for claims, which are told apart by their names.
 func refuseRepeated(d *caddyfile.Dispenser, seen map[string]bool, option string) error {
 	switch option {
-	case "claim", "claim_json", "document_claim", "document_claim_json":
+	case "claim", "claim_json", "document_claim", "document_claim_json", "session_path":
 		return nil
 	}
 	if seen[option] {

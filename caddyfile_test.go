@@ -199,6 +199,23 @@ func TestRoutesKeepTheirOrderAndPatterns(t *testing.T) {
 				trust_request_headers
 			}
 		}`, `{"routes": [{"paths": ["/viewer"], "document_id": "{http.request.header.X-Document}", "trust_request_headers": true}]}`},
+		{"session paths", `viewer_session {
+			session_path /token /session/:id
+			document_path /d/:id {
+				session_path /d/:id/session
+				permissions read download
+				shared
+				session_path /d/:id/token
+			}
+			session_path /more
+		}`, `{"routes": [{"session_paths": ["/token", "/session/:id"]}, {"paths": ["/d/:id"], "session_paths": ["/d/:id/session", "/d/:id/token"], "permissions": ["read", "download"], "shared": true}, {"session_paths": ["/more"]}]}`},
+		{"session path alone", "viewer_session {\n\tsession_path /token\n}", `{"routes": [{"session_paths": ["/token"]}]}`},
+		{"session path of a document from elsewhere", `viewer_session {
+			document_path /view {
+				document_id {http.request.uri.query.doc}
+				session_path /view/session
+			}
+		}`, `{"routes": [{"paths": ["/view"], "session_paths": ["/view/session"], "document_id": "{http.request.uri.query.doc}"}]}`},
 		{"a route's own ttl", `viewer_session {
 			ttl 2h
 			min_remaining 10m
@@ -403,9 +420,9 @@ func TestMistakesInTokenOptionsOfOneRoute(t *testing.T) {
 func TestMistakesInHandlerOptions(t *testing.T) {
 	for _, test := range []struct{ lines, want string }{
 		// Unknown.
-		{"documentpath /x/:id", `unrecognized subdirective "documentpath" of viewer_session; it takes document_path, document_id, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport, at Testfile:3`},
-		{"Shared", `unrecognized subdirective "Shared" of viewer_session; it takes document_path, document_id, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport, at Testfile:3`},
-		{"shared {\n}", `unrecognized subdirective "{" of viewer_session; it takes document_path, document_id, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport, at Testfile:3`},
+		{"documentpath /x/:id", `unrecognized subdirective "documentpath" of viewer_session; it takes document_path, document_id, session_path, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport, at Testfile:3`},
+		{"Shared", `unrecognized subdirective "Shared" of viewer_session; it takes document_path, document_id, session_path, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport, at Testfile:3`},
+		{"shared {\n}", `unrecognized subdirective "{" of viewer_session; it takes document_path, document_id, session_path, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport, at Testfile:3`},
 
 		// Missing arguments.
 		{"document_path", "document_path needs a path pattern, for example: document_path /documents/:id, at Testfile:3"},
@@ -529,8 +546,18 @@ func TestMistakesInTheDirectiveAndItsRoutes(t *testing.T) {
 		{"document_id only routes' own", "viewer_session {\n\tdocument_id {http.vars.a}\n\tdocument_path /a {\n\t\tdocument_id {http.vars.b}\n\t}\n}", "document_id {http.vars.a} is never used: every pattern has :id; remove one or the other, at Testfile:6"},
 		{"constant document_id", "viewer_session {\n\tdocument_id handbook\n}", "route 1: document_id handbook holds no placeholder: give one that holds the document's id; for a fixed id set a variable (vars document ID) and write {http.vars.document}, at Testfile:3"},
 		{"constant document_id of a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id handbook\n\t}\n}", "route /a: document_id handbook holds no placeholder: give one that holds the document's id; for a fixed id set a variable (vars document ID) and write {http.vars.document}, at Testfile:5"},
-		{"option of the handler in a route", inRoute("api_key {env.X}"), `unrecognized subdirective "api_key" of document_path: it takes document_id and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up, at Testfile:3`},
-		{"route in a route", inRoute("document_path /x/:id"), `unrecognized subdirective "document_path" of document_path: it takes document_id and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up, at Testfile:3`},
+		{"option of the handler in a route", inRoute("api_key {env.X}"), `unrecognized subdirective "api_key" of document_path: it takes document_id, session_path and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up, at Testfile:3`},
+		{"route in a route", inRoute("document_path /x/:id"), `unrecognized subdirective "document_path" of document_path: it takes document_id, session_path and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up, at Testfile:3`},
+		{"session_path without a pattern", "viewer_session {\n\tsession_path\n\tdocument_path /d/:id\n}", "session_path needs a path pattern, for example: session_path /documents/:id/session, at Testfile:2"},
+		{"session_path without a pattern in a route", inRoute("session_path"), "session_path needs a path pattern, for example: session_path /documents/:id/session, at Testfile:3"},
+		{"session_path with a wrong pattern", "viewer_session {\n\tsession_path token\n}", `pattern "token": a path pattern begins with a slash, for example /documents/:id, at Testfile:2`},
+		{"session_path with a block", "viewer_session {\n\tsession_path /token {\n\t\tttl 1h\n\t}\n}", "session_path takes no block: to say what is asked for on it, put it into the block of a document_path, at Testfile:3"},
+		{"session_path with a block in a route", inRoute("session_path /token {\n\t\t\tttl 1h\n\t\t}"), "session_path takes no block: to say what is asked for on it, put it into the block of a document_path, at Testfile:4"},
+		{"session_path twice", "viewer_session {\n\tsession_path /token\n\tsession_path /Token/\n}", `pattern "/Token/" stands twice: the second never matches; remove one, at Testfile:4`},
+		{"session_path that is a document_path", "viewer_session {\n\tdocument_path /d/:id {\n\t\tsession_path /d/:id\n\t}\n}", `pattern "/d/:id" stands twice: the second never matches; remove one, at Testfile:5`},
+		{"session_path that is a document_path without :id", "viewer_session {\n\tdocument_id {http.vars.a}\n\tsession_path /view\n\tdocument_path /view\n}", `pattern "/view" stands twice: the second never matches; remove one, at Testfile:5`},
+		{"document_id that no session_path needs", "viewer_session {\n\tdocument_id {http.vars.a}\n\tsession_path /d/:id/session\n\tdocument_path /d/:id\n}", "document_id {http.vars.a} is never used: every pattern has :id; remove one or the other, at Testfile:5"},
+		{"session path's user that a client writes", "viewer_session {\n\tuser_id {http.request.header.User}\n\tsession_path /token\n}", "route /token: user_id {http.request.header.User} comes from what a client writes, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it, at Testfile:4"},
 		{"document_id twice in a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a}\n\t\tdocument_id {http.vars.b}\n\t}\n}", "document_id is given twice: remove one, at Testfile:4"},
 		{"document_id without a value in a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id\n\t}\n}", "document_id needs a value, at Testfile:3"},
 		{"document_id with two values in a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a} b\n\t}\n}", `document_id takes one value; "b" is too much, at Testfile:3`},

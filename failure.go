@@ -23,6 +23,11 @@ const (
 	reasonInvalidReply reason = "invalid_reply" // the API's answer is not a usable token
 	reasonTimeout      reason = "timeout"       // no answer within timeout
 	reasonClientGone   reason = "client_gone"   // the client closed the request while it waited
+
+	// On session paths only.
+	reasonCrossSite reason = "cross_site" // the request comes from another site's page
+	reasonAppAnswer reason = "app_answer" // the app said yes, but not to which document, or to no usable one
+	reasonTooSoon   reason = "too_soon"   // a rejected token has been replaced, or could not be, a moment ago
 )
 
 // statusClientClosed is what Caddy answers (and logs) when the client went away.
@@ -61,9 +66,9 @@ func (f *failure) status() int {
 	switch f.reason {
 	case reasonNoUser:
 		return http.StatusUnauthorized
-	case reasonNoPermission, reasonNoClaim:
+	case reasonNoPermission, reasonNoClaim, reasonCrossSite:
 		return http.StatusForbidden
-	case reasonRateLimited, reasonThrottled:
+	case reasonRateLimited, reasonThrottled, reasonTooSoon:
 		return http.StatusServiceUnavailable
 	case reasonTimeout:
 		return http.StatusGatewayTimeout

@@ -15,11 +15,12 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// route is a compiled Route.
+// route is a compiled Route, or the session paths of one.
 type route struct {
 	patterns   []*pattern // none: every path
 	documentID string     // template for patterns without :id
 	ask        *askTemplate
+	session    bool // the browser fetches its token here, and the app decides
 }
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
@@ -42,15 +43,18 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		visit = beginVisit(r, repl)
 	}
 	visit.documentID = documentID
+	if route.session {
+		return h.serveSession(w, r, next, visit, route.ask)
+	}
 	if getsNone(r) {
-		visit.set(resultBypass, nil, nil)
+		visit.bypass()
 		return next.ServeHTTP(w, r)
 	}
 
 	// 3. Resolve.
-	ask, err := route.ask.resolve(repl, documentID)
-	if err != nil {
-		return h.withoutToken(w, r, next, visit, asFailure(err))
+	ask, missing := route.ask.resolve(repl, documentID)
+	if f := missing.first(); f != nil {
+		return h.withoutToken(w, r, next, visit, f)
 	}
 
 	// 4. Get a token.
@@ -99,8 +103,14 @@ func (h *Handler) matchRoute(rt *route, path string, repl *caddy.Replacer) (id s
 		return "", false
 	}
 	id, err := repl.ReplaceOrErr(rt.documentID, true, true)
-	return id, err == nil && utf8.ValidString(id) && h.idFormat(id)
+	if rt.session && (rt.documentID == "" || err != nil) {
+		return "", true // the app may know
+	}
+	return id, err == nil && h.fits(id)
 }
+
+// fits reports whether a document's id that is no part of the path may be used.
+func (h *Handler) fits(id string) bool { return utf8.ValidString(id) && h.idFormat(id) }
 
 // getsNone is true for requests to a viewer route that get no token by rule:
 // OPTIONS shows no document, TRACE would echo the token, and error routes are
@@ -118,20 +128,33 @@ var unresolvedHints = map[reason]string{
 		"Otherwise the placeholder's name is misspelt, or the auth server's answer has no such header",
 	reasonNoPermission: "no token for a request without any permission: the placeholders in permissions came out empty",
 	reasonNoClaim:      "no token for a request with an empty claim: a placeholder in it is not set, or its name is misspelt",
+	reasonAppAnswer: "no token for a browser that the app said yes to: with its 204 on a session path it names the document in X-Viewer-Document, " +
+		"unless the path has :id, and may name the user in X-Viewer-User, each of them once",
 }
 
 // withoutToken ends a viewer request for which there is no token: with an
 // error, or by passing it on as it is.
 func (h *Handler) withoutToken(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, visit *visit, f *failure) error {
+	if h.OnError == "pass" && f.reason != reasonClientGone {
+		h.note(visit, f)
+		return h.serveUncached(w, r, next)
+	}
+	return h.fail(w, visit, f)
+}
+
+// note records why there is no token.
+func (h *Handler) note(visit *visit, f *failure) {
 	visit.set(resultError, nil, f)
 	if hint, ok := unresolvedHints[f.reason]; ok {
 		if suppressed, ok := h.log.open(f.reason, time.Now()); ok {
 			h.logger.Warn(hint, zap.Error(f), zap.Int("suppressed", suppressed))
 		}
 	}
-	if h.OnError == "pass" && f.reason != reasonClientGone {
-		return h.serveUncached(w, r, next)
-	}
+}
+
+// fail answers with an error.
+func (h *Handler) fail(w http.ResponseWriter, visit *visit, f *failure) error {
+	h.note(visit, f)
 	w.Header().Set("Cache-Control", "no-store")
 	status := f.status()
 	if status == http.StatusServiceUnavailable {
@@ -181,6 +204,14 @@ func (v *visit) set(result result, t *token, f *failure) {
 	v.result, v.failure, v.expiresAt = result, f, 0
 	if t != nil {
 		v.expiresAt = t.exp
+	}
+}
+
+// bypass records that there is no token by rule. What another instance, or the
+// route whose error is being handled, has recorded says more.
+func (v *visit) bypass() {
+	if v.result == "" {
+		v.result = resultBypass
 	}
 }
 

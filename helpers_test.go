@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
@@ -24,4 +25,13 @@ func testJWT(claims map[string]any) string {
 func parseTestHandler(text string) (*Handler, error) {
 	h := new(Handler)
 	return h, h.UnmarshalCaddyfile(caddyfile.NewTestDispenser(text))
+}
+
+// resolveTest fills in all that a request needs, or says what is missing.
+func resolveTest(template *askTemplate, repl *caddy.Replacer, documentID string) (ask, error) {
+	a, missing := template.resolve(repl, documentID)
+	if f := missing.first(); f != nil {
+		return ask{}, f
+	}
+	return a, nil
 }

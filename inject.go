@@ -119,11 +119,14 @@ func (g *cacheGuard) forbidStoring() {
 	if !saysNoStore(header["Cache-Control"]) {
 		header["Cache-Control"] = []string{"private, no-store"}
 	}
-	// Shared caches that know one of these prefer it to Cache-Control.
-	for _, name := range []string{"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "Surrogate-Control", "X-Accel-Expires"} {
+	for _, name := range sharedCacheHeaders {
 		delete(header, name)
 	}
 }
+
+// sharedCacheHeaders are what shared caches that know one of them prefer to
+// Cache-Control.
+var sharedCacheHeaders = []string{"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "Surrogate-Control", "X-Accel-Expires"}
 
 func saysNoStore(cacheControl []string) bool {
 	for _, line := range cacheControl {

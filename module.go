@@ -1,6 +1,7 @@
 package viewersession
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,9 +65,13 @@ const (
 //
 // What is matched is the path that the client asked for, before rewrites.
 //
+// On session paths it is the browser that gets the token, as JSON, and the app
+// that decides: it is asked first.
+//
 // Errors are passed on with these statuses: 401 if user_id is empty; 403 if no
-// permission is left or a claim is empty; 502 if the API cannot be reached or
-// refuses; 503 with Retry-After over mint_rate or if the API asks to slow down;
+// permission is left or a claim is empty, or if a page of another site asks for
+// a session; 502 if the API cannot be reached or refuses, or if the app names
+// no document for a session; 503 with Retry-After over mint_rate or if the API asks to slow down;
 // 504 if minting took too long.
 //
 // It sets these placeholders on viewer routes:
@@ -76,7 +81,7 @@ const (
 // `{http.viewer_session.document_id}` | The document's id.
 // `{http.viewer_session.result}` | Where the token came from: `hit`, `renewing`, `minted`, `shared`, `stale`; `bypass` if the request gets none by rule; `error`.
 // `{http.viewer_session.expires_at}` | When the token expires, in Unix seconds.
-// `{http.viewer_session.error}` | Why there is no token: `no_user`, `no_permission`, `no_claim`, `rate_limited`, `throttled`, `key_refused`, `rejected`, `unavailable`, `invalid_reply`, `timeout` or `client_gone`.
+// `{http.viewer_session.error}` | Why there is no token: `no_user`, `no_permission`, `no_claim`, `rate_limited`, `throttled`, `key_refused`, `rejected`, `unavailable`, `invalid_reply`, `timeout` or `client_gone`; on session paths also `cross_site`, `app_answer` or `too_soon`.
 type Handler struct {
 	// Which requests get a token, and for which document. The first route
 	// that matches wins. Without routes, document_id is required, and every
@@ -151,7 +156,7 @@ type Handler struct {
 	tenant *tenant
 
 	carrier  carrier
-	routes   []*route
+	routes   []*route // session paths first
 	idFormat func(string) bool
 	log      logGate
 	logger   *zap.Logger
@@ -164,6 +169,15 @@ type Route struct {
 	// (one segment or more). Literals match as in Caddy's path matcher:
 	// decoded once, ignoring case. A trailing slash is ignored.
 	Paths []string `json:"paths,omitempty"`
+
+	// Path patterns at which the browser fetches a token. The app is asked
+	// first, without a token: if it answers 204, the browser gets one as
+	// JSON; any other answer is passed on. With its 204, the app may name
+	// another document, permissions and user in the response headers
+	// `X-Viewer-Document`, `X-Viewer-Permissions` and `X-Viewer-User`;
+	// patterns without `:id` need the first. They are tried before the
+	// paths of all routes.
+	SessionPaths []string `json:"session_paths,omitempty"`
 
 	// The document id from a placeholder, for patterns without `:id`.
 	DocumentID string `json:"document_id,omitempty"`
@@ -286,28 +300,45 @@ func (h *Handler) compile() error {
 			return errors.New("no route: say which paths show a document with document_path, for example: document_path /documents/:id")
 		}
 		routes = []Route{{}}
+	} else if h.DocumentID != "" && !slices.ContainsFunc(routes, Route.hasPages) {
+		routes = append(slices.Clone(routes), Route{}) // document_id stands for all paths, as it does alone
 	}
-	h.routes = nil
-	defaultIDUsed := false
-	seen := make(map[string]bool)
+	var sessions, pages []*route
 	for i, config := range routes {
-		r, err := h.newRoute(config)
+		session, page, err := h.newRoute(config)
 		if err != nil {
-			if len(config.Paths) > 0 {
-				return fmt.Errorf("route %s: %w", config.Paths[0], err)
+			if paths := slices.Concat(config.Paths, config.SessionPaths); len(paths) > 0 {
+				return fmt.Errorf("route %s: %w", paths[0], err)
 			}
 			return fmt.Errorf("route %d: %w", i+1, err)
 		}
-		for j, p := range r.patterns {
-			// Without :id the document's id decides as well.
-			path := strings.ToLower(strings.TrimSuffix(config.Paths[j], "/"))
-			if p.hasID && seen[path] {
-				return fmt.Errorf("pattern %q stands twice: the second never matches; remove one", config.Paths[j])
-			}
-			seen[path] = true
+		if session != nil {
+			sessions = append(sessions, session)
 		}
-		defaultIDUsed = defaultIDUsed || config.DocumentID == "" && r.documentID != ""
-		h.routes = append(h.routes, r)
+		if page != nil {
+			pages = append(pages, page)
+		}
+	}
+	h.routes = slices.Concat(sessions, pages)
+	return h.checkRoutes()
+}
+
+func (r Route) hasPages() bool { return len(r.Paths) > 0 || len(r.SessionPaths) == 0 }
+
+// checkRoutes refuses what can never have an effect.
+func (h *Handler) checkRoutes() error {
+	defaultIDUsed := false
+	seen := make(map[string]*route)
+	for _, r := range h.routes {
+		defaultIDUsed = defaultIDUsed || h.DocumentID != "" && r.documentID == h.DocumentID
+		for _, p := range r.patterns {
+			path := strings.ToLower(strings.TrimSuffix(p.text, "/"))
+			// Without :id the document's id decides as well, but for session paths.
+			if first := seen[path]; first != nil && (p.hasID || first.session) {
+				return fmt.Errorf("pattern %q stands twice: the second never matches; remove one", p.text)
+			}
+			seen[path] = r
+		}
 	}
 	if h.DocumentID != "" && !defaultIDUsed {
 		return fmt.Errorf("document_id %s is never used: every pattern has :id; remove one or the other", h.DocumentID)
@@ -315,8 +346,40 @@ func (h *Handler) compile() error {
 	return nil
 }
 
-// newRoute completes a route with the handler's settings and compiles it.
-func (h *Handler) newRoute(config Route) (*route, error) {
+// newRoute completes a route with the handler's settings and compiles its
+// session paths and its pages, either of which may be none.
+func (h *Handler) newRoute(config Route) (session, page *route, err error) {
+	documentID := config.DocumentID
+	if len(config.SessionPaths) > 0 {
+		if session, err = h.newSession(config); err != nil {
+			return nil, nil, err
+		}
+		documentID = session.documentID
+	}
+	if config.hasPages() {
+		if page, err = h.newPage(config); err != nil {
+			return nil, nil, err
+		}
+		documentID = page.documentID
+	}
+	options := config.TokenOptions.over(h.TokenOptions)
+	if err := options.check(documentID); err != nil {
+		return nil, nil, err
+	}
+	template, err := newAskTemplate(options)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, r := range []*route{session, page} {
+		if r != nil {
+			r.ask = template
+		}
+	}
+	return session, page, nil
+}
+
+// newPage compiles the paths that show documents.
+func (h *Handler) newPage(config Route) (*route, error) {
 	r := &route{documentID: config.DocumentID}
 	withoutID := len(config.Paths) == 0
 	for _, path := range config.Paths {
@@ -339,13 +402,24 @@ func (h *Handler) newRoute(config Route) (*route, error) {
 	if withoutID && r.documentID == "" {
 		return nil, errors.New("neither a path nor a document_id")
 	}
-	options := config.TokenOptions.over(h.TokenOptions)
-	if err := options.check(r.documentID); err != nil {
-		return nil, err
+	return r, nil
+}
+
+// newSession compiles the paths at which the browser fetches a token. Where
+// they say no document, the app does.
+func (h *Handler) newSession(config Route) (*route, error) {
+	r := &route{session: true}
+	for _, path := range config.SessionPaths {
+		p, err := parsePattern(path)
+		if err != nil {
+			return nil, err
+		}
+		if !p.hasID {
+			r.documentID = cmp.Or(config.DocumentID, h.DocumentID)
+		}
+		r.patterns = append(r.patterns, p)
 	}
-	var err error
-	r.ask, err = newAskTemplate(options)
-	return r, err
+	return r, nil
 }
 
 // over returns the options completed with the handler's and the defaults.

@@ -108,6 +108,8 @@ func TestMistakesInJSON(t *testing.T) {
 		{`{"routes": [{"paths": ["d/:id"]}]}`, `route d/:id: pattern "d/:id": a path pattern begins with a slash, for example /documents/:id`},
 		{`{"routes": [{"paths": [""]}]}`, `route : pattern "": a path pattern begins with a slash, for example /documents/:id`},
 		{`{"routes": [{"paths": ["/a", "/d/:id"], "document_id": "{http.vars.a}"}]}`, `route /a: pattern "/d/:id" has :id, and the route has document_id: the id comes from one or the other`},
+		{`{"routes": [{"session_paths": ["t"]}]}`, `route t: pattern "t": a path pattern begins with a slash, for example /documents/:id`},
+		{`{"routes": [{"session_paths": ["/t/:id/:id"], "paths": ["/d/:id"]}]}`, `route /d/:id: pattern "/t/:id/:id": :id stands twice; a route has one document`},
 		{`{"document_id": "constant"}`, "route 1: document_id constant holds no placeholder: give one that holds the document's id; for a fixed id set a variable (vars document ID) and write {http.vars.document}"},
 		{withRoute(`"document_id": "{http.vars.a}"`), "document_id {http.vars.a} is never used: every pattern has :id; remove one or the other"},
 		{withRoute(`"permissions": []`), "route /d/:id: permissions: the list is empty, which the API would take for all permissions; name at least one"},

@@ -13,6 +13,7 @@ import (
 // that holds the document id, and wildcards. It is matched by walking the
 // path's segments once; nothing is allocated.
 type pattern struct {
+	text     string // as it is written
 	segments []segment
 	hasID    bool
 	rest     bool // the last segment is "*": it stands for one segment or more
@@ -54,7 +55,7 @@ func parsePattern(s string) (*pattern, error) {
 		return nil, fmt.Errorf("pattern %q: not printable UTF-8", s)
 	}
 
-	p := new(pattern)
+	p := &pattern{text: s}
 	trimmed := strings.TrimSuffix(s[1:], "/")
 	if trimmed == "" {
 		if s != "/" {

@@ -204,20 +204,29 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 		}
 	}
 
-	minted, led, f := p.await(ctx, string(key), a)
+	minted, result, f := p.await(ctx, string(key), a, nil)
 	if cached != nil && p.cache.purges.cover(cached) {
 		state = expired
 	}
 	switch {
-	case f == nil && led:
-		return minted, resultMinted, nil
 	case f == nil:
-		return minted, resultShared, nil
+		return minted, result, nil
 	case f.reason != reasonClientGone && state == short && cached.freshness(time.Now(), 0) != expired:
 		return cached, resultStale, nil
 	default:
 		return nil, resultError, f
 	}
+}
+
+// getAnother is get for a browser whose token was rejected. If that very token
+// is still the cached one, it is replaced.
+func (p *pool) getAnother(ctx context.Context, a *ask, rejected string) (*token, result, *failure) {
+	key := p.account.Load().cacheKey(string(a.appendKey(nil)))
+	cached := p.cache.get(key)
+	if cached.freshness(time.Now(), 0) == expired || !cached.is(rejected) {
+		return p.get(ctx, a)
+	}
+	return p.await(ctx, string(key), a, cached)
 }
 
 // failing reports whether minting another token in cached's place would likely
@@ -236,15 +245,16 @@ func (p *pool) elapsed(now time.Time) time.Duration { return now.Sub(p.started) 
 // renew mints in the background.
 func (p *pool) renew(cached *token, a *ask, now time.Time) {
 	if cached.claimRenewal(p.elapsed(now)) {
-		p.fly(cached.key, a, true)
+		p.fly(cached.key, a, errand{renewal: true})
 	}
 }
 
-// await waits for one mint, shared with all who ask for the same key.
-func (p *pool) await(ctx context.Context, key string, a *ask) (t *token, led bool, f *failure) {
+// await waits for one mint, shared with all who ask for the same key. It does
+// not return the rejected token, if there is one.
+func (p *pool) await(ctx context.Context, key string, a *ask, rejected *token) (*token, result, *failure) {
 	since := p.cache.purges.now()
 	for {
-		flight := p.fly(key, a, false)
+		flight := p.fly(key, a, errand{rejected: rejected})
 		select {
 		case landed := <-flight.landed:
 			if landed.Err == nil {
@@ -252,17 +262,29 @@ func (p *pool) await(ctx context.Context, key string, a *ask) (t *token, led boo
 				if minted.era < since && p.cache.purges.cover(minted) {
 					continue // it joined a mint that began before the purge
 				}
-				return minted, flight.led.Load(), nil
+				if minted == rejected {
+					continue // it joined a flight that did not know of this
+				}
+				if flight.led.Load() {
+					return minted, resultMinted, nil
+				}
+				return minted, resultShared, nil
 			}
 			if f := asFailure(landed.Err); !f.gaveWay {
-				return nil, false, f
+				return nil, resultError, f
 			}
 			// It joined a renewal that left mint_rate to those who wait,
 			// which this one does.
 		case <-ctx.Done():
-			return nil, false, &failure{reason: reasonClientGone, err: fmt.Errorf("the client went away while a token was minted: %w", context.Cause(ctx))}
+			return nil, resultError, &failure{reason: reasonClientGone, err: fmt.Errorf("the client went away while a token was minted: %w", context.Cause(ctx))}
 		}
 	}
+}
+
+// errand is what a flight is for, but for the token that it brings.
+type errand struct {
+	renewal  bool   // nobody waits for it
+	rejected *token // a browser says that this one was rejected
 }
 
 type flight struct {
@@ -272,7 +294,7 @@ type flight struct {
 
 // fly starts a mint for key, or joins the one that is under way. It ends by
 // itself within the timeout, whoever waits for it.
-func (p *pool) fly(key string, a *ask, renewal bool) *flight {
+func (p *pool) fly(key string, a *ask, e errand) *flight {
 	flight := new(flight)
 	asked := *a
 	// Without the account: when the key has changed, those who still come
@@ -280,7 +302,7 @@ func (p *pool) fly(key string, a *ask, renewal bool) *flight {
 	name := key[len(account{}):]
 	flight.landed = p.flights.DoChan(name, func() (any, error) {
 		flight.led.Store(true)
-		t, f := p.land(name, &asked, renewal)
+		t, f := p.land(name, &asked, e)
 		if f != nil {
 			return nil, f
 		}
@@ -292,7 +314,7 @@ func (p *pool) fly(key string, a *ask, renewal bool) *flight {
 // land runs one flight: it looks again, asks for admission, mints, and
 // publishes the token before the flight ends, so that there is no moment at
 // which a request finds neither the flight nor the token.
-func (p *pool) land(name string, a *ask, renewal bool) (t *token, f *failure) {
+func (p *pool) land(name string, a *ask, e errand) (t *token, f *failure) {
 	defer func() {
 		// Nobody else could recover a panic in a flight.
 		if r := recover(); r != nil {
@@ -301,7 +323,11 @@ func (p *pool) land(name string, a *ask, renewal bool) (t *token, f *failure) {
 	}()
 	began := p.cache.purges.now()
 	cached := p.cache.get(p.account.Load().cacheKey(name))
-	if cached.freshness(time.Now(), a.minRemaining) == fresh && !p.cache.purges.cover(cached) {
+	if cached == e.rejected && cached.freshness(time.Now(), 0) != expired {
+		if f := p.claimReplacement(cached, time.Now()); f != nil {
+			return nil, f
+		}
+	} else if cached.freshness(time.Now(), a.minRemaining) == fresh && !p.cache.purges.cover(cached) {
 		return cached, nil // published between the look-up and this flight
 	}
 	admission, f := p.backoff.admit(name, a.documentID, time.Now())
@@ -311,7 +337,7 @@ func (p *pool) land(name string, a *ask, renewal bool) (t *token, f *failure) {
 	if f != nil {
 		return nil, f
 	}
-	t, f = p.mintAdmitted(name, a, renewal, began)
+	t, f = p.mintAdmitted(name, a, e, began)
 	now := time.Now()
 	if f == nil {
 		p.mintedAt.Store(int64(p.elapsed(now)))
@@ -329,7 +355,7 @@ func (p *pool) land(name string, a *ask, renewal bool) (t *token, f *failure) {
 
 // mintAdmitted mints and publishes. It never panics: an admission that is not
 // settled would hold up others for good.
-func (p *pool) mintAdmitted(name string, a *ask, renewal bool, began era) (t *token, f *failure) {
+func (p *pool) mintAdmitted(name string, a *ask, e errand, began era) (t *token, f *failure) {
 	defer func() {
 		if r := recover(); r != nil {
 			t, f = nil, p.panicked(r)
@@ -337,7 +363,7 @@ func (p *pool) mintAdmitted(name string, a *ask, renewal bool, began era) (t *to
 	}()
 	ctx, cancel := context.WithTimeout(mintContext(), p.settings.timeout)
 	defer cancel()
-	if renewal {
+	if e.renewal {
 		f = p.takeSpareRate()
 	} else {
 		f = p.waitForRate(ctx)
@@ -349,8 +375,26 @@ func (p *pool) mintAdmitted(name string, a *ask, renewal bool, began era) (t *to
 		return nil, f
 	}
 	t.era = began
+	if e.rejected != nil {
+		t.replaceAfter.Store(int64(p.elapsed(time.Now()) + replacementRest))
+	}
 	p.cache.put(t, time.Now())
 	return t, nil
+}
+
+// claimReplacement lets a rejected token be replaced, once in a while: a page
+// that goes wrong must not turn every attempt into a mint.
+func (p *pool) claimReplacement(rejected *token, now time.Time) *failure {
+	elapsed := int64(p.elapsed(now))
+	if after := rejected.replaceAfter.Load(); elapsed < after {
+		return &failure{
+			reason:  reasonTooSoon,
+			err:     fmt.Errorf("this document's token was replaced, or could not be, less than %s ago", replacementRest),
+			retryAt: now.Add(time.Duration(after - elapsed)),
+		}
+	}
+	rejected.replaceAfter.Store(elapsed + int64(replacementRest))
+	return nil
 }
 
 // purge forgets the tokens of one document, or all if documentID is empty, and

@@ -845,7 +845,7 @@ func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
 func TestFlightLooksAgain(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		published := p.want("doc", resultMinted)
-		landed, f := p.land(published.key[len(account{}):], testAsk("doc"), false)
+		landed, f := p.land(published.key[len(account{}):], testAsk("doc"), errand{})
 		if f != nil || landed != published {
 			t.Errorf("got %v, %v", landed, f)
 		}

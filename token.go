@@ -26,6 +26,10 @@ const (
 	// renewalRetry is how long a failed renewal rests before the next request
 	// for the token tries again.
 	renewalRetry = time.Second
+
+	// replacementRest is how long a key rests after a token was replaced
+	// because a browser said that it was rejected.
+	replacementRest = 5 * time.Second
 )
 
 // token is a minted session token with what decides on its use. But for the
@@ -46,6 +50,10 @@ type token struct {
 
 	// failedAt is when the latest attempt to replace the token failed; 0 for never.
 	failedAt atomic.Int64
+
+	// replaceAfter is when the token may be replaced because a browser says
+	// that it was rejected.
+	replaceAfter atomic.Int64
 }
 
 func newToken(key, jwt string, exp, askedExp int64, now time.Time) *token {
@@ -98,6 +106,13 @@ func (t *token) claimRenewal(elapsed time.Duration) bool {
 	after := t.renewAfter.Load()
 	return int64(elapsed) >= after &&
 		t.renewAfter.CompareAndSwap(after, int64(elapsed+renewalRetry))
+}
+
+// is reports whether text is this token, with its signature or without: a
+// browser that names a rejected token can keep it out of access logs that way.
+func (t *token) is(text string) bool {
+	unsigned := t.jwt[:strings.LastIndexByte(t.jwt, '.')]
+	return text == t.jwt || text == unsigned
 }
 
 // readToken checks what the API sent as a session token and returns when it

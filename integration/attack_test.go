@@ -128,6 +128,7 @@ const bothCarriers = `GATEWAY {
 		document_path /documents/:id
 		document_path /files/:id.json /report-:id
 		document_path /tree/:id/*
+		session_path /session/:id
 		document_path /query {
 			document_id {http.request.uri.query.doc}
 		}
@@ -140,8 +141,8 @@ const bothCarriers = `GATEWAY {
 
 // With these, Caddy lets every alias through that it would drop by itself.
 var letAliasesThrough = []string{
-	"expected_underscore_headers X_Viewer_Session X_Viewer-Session X-Viewer_Session X_Viewer.Session X.Viewer_Session",
-	"expected_dot_headers X.Viewer.Session X.Viewer-Session X-Viewer.Session",
+	"expected_underscore_headers X_Viewer_Rejected X_Viewer_Session X_Viewer-Session X-Viewer_Session X_Viewer.Session X.Viewer_Session",
+	"expected_dot_headers X.Viewer.Rejected X.Viewer.Session X.Viewer-Session X-Viewer.Session",
 }
 
 func attacks() []attack {
@@ -155,7 +156,7 @@ func attacks() []attack {
 		"X_Viewer-Session", "X-Viewer_Session", "X.Viewer-Session", "X-Viewer.Session", "X_Viewer.Session", "X.Viewer_Session",
 		"X~Viewer~Session", "X^viewer^session", "x`viewer`session", "X|Viewer|Session", "X!Viewer#Session", "X$Viewer%Session", "X&Viewer'Session", "X*Viewer+Session",
 	} {
-		for target, document := range map[string]string{"/documents/doc": "doc", "/elsewhere": "-", "/documents/a%2Fb": "-"} {
+		for target, document := range map[string]string{"/documents/doc": "doc", "/elsewhere": "-", "/documents/a%2Fb": "-", "/session/doc": "-"} {
 			add(attack{name: "header " + name + " on " + target, target: target, document: document, header: name + ": forged"})
 		}
 	}
@@ -218,6 +219,18 @@ func attacks() []attack {
 		attack{name: "cookie of another's JSON is kept", header: `Cookie: prefs={"a":1, "viewer_session":true}; b=c`, keeps: []string{`prefs={"a":1, "viewer_session":true}; b=c`}},
 		attack{name: "cookies beyond number do not hide ours", header: "Cookie: " + strings.Repeat("a=b; ", 1100), keeps: []string{"Cookie: viewer_session=ey"}},
 	)
+
+	// What a browser says of a rejected token is for the gateway alone.
+	for _, header := range []string{
+		"X-Viewer-Rejected: forged", "x-viewer-rejected: forged", "X_Viewer_Rejected: forged", "X.Viewer.Rejected: forged",
+		"X-Viewer-Rejected: forged\nX-Viewer-Rejected: forged", "X-Viewer-Rejected: forged\nConnection: X-Viewer-Rejected, close",
+		"X-Viewer-Session: forged\nX-Viewer-Rejected: forged\nCookie: viewer_session=forged",
+	} {
+		add(
+			attack{name: "on a session path " + header, target: "/session/doc", document: "-", header: header},
+			attack{name: "posted to a session path " + header, method: "POST", target: "/session/doc", document: "-", header: header + "\nContent-Length: 0"},
+		)
+	}
 
 	// Trailers.
 	for _, trailer := range []string{"X-Viewer-Session", "x-viewer-session", "X_Viewer_Session", "X.Viewer.Session", "Cookie"} {

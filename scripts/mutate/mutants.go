@@ -123,7 +123,7 @@ var mutants = []mutant{
 	{"pool: everybody waits in an outage", "pool.go", "		if p.failing(cached, now) {", "		if false {", false},
 	{"pool: mint_rate is off", "pool.go", "	if delay == 0 {\n		return nil\n	}\n", "	if delay >= 0 {\n		return nil\n	}\n", false},
 	{"pool: mint_rate queues past the timeout", "pool.go", "	if deadline, ok := ctx.Deadline(); ok && now.Add(delay).After(deadline) {", "	if deadline, ok := ctx.Deadline(); ok && deadline.IsZero() {", false},
-	{"pool: panics settle nothing", "pool.go", "func (p *pool) mintAdmitted(name string, a *ask, renewal bool, began era) (t *token, f *failure) {\n	defer func() {\n		if r := recover(); r != nil {", "func (p *pool) mintAdmitted(name string, a *ask, renewal bool, began era) (t *token, f *failure) {\n	defer func() {\n		if r := any(nil); r != nil {", false},
+	{"pool: panics settle nothing", "pool.go", "func (p *pool) mintAdmitted(name string, a *ask, e errand, began era) (t *token, f *failure) {\n	defer func() {\n		if r := recover(); r != nil {", "func (p *pool) mintAdmitted(name string, a *ask, e errand, began era) (t *token, f *failure) {\n	defer func() {\n		if r := any(nil); r != nil {", false},
 	{"pool: renewals pay before they are admitted", "pool.go", "	cached := p.cache.get(p.account.Load().cacheKey(name))\n", "	if renewal {\n		p.limiter.Allow()\n	}\n	cached := p.cache.get(p.account.Load().cacheKey(name))\n", false},
 	{"pool: a new key is used unproven", "pool.go", "		p.active.Load().credential.Store(changed)\n", "		p.active.Load().credential.Store(changed)\n		p.account.Store(&changed.account)\n", false},
 	{"pool: a proven key is not used", "pool.go", "				p.account.Store(&credential.account)\n", "				_ = credential\n", false},
