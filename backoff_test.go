@@ -200,3 +200,24 @@ func TestThrottleInsideABackoff(t *testing.T) {
 		t.Errorf("a success made the API's time shorter: %v", f)
 	}
 }
+
+// A document that always fails must not be the one that says whether the
+// endpoint is back.
+func TestLastFailedDocumentLetsOthersProbeFirst(t *testing.T) {
+	var b backoff
+	now := time.Now()
+	for i := range rowLength {
+		fail(&b, fmt.Sprint("doc", i), reasonUnavailable, now)
+	}
+	bad := fmt.Sprint("doc", rowLength-1)
+	now = b.until
+	if _, f := b.admit("another user", bad, now); f == nil {
+		t.Error("the document that failed last goes first")
+	}
+	if _, f := b.admit("other", "other", now); f != nil {
+		t.Errorf("another document does not go first: %v", f)
+	}
+	if _, f := b.admit("another user", bad, now.Add(b.delay)); f != nil {
+		t.Errorf("the document that failed last never goes: %v", f)
+	}
+}

@@ -144,6 +144,7 @@ func TestHandlerOptions(t *testing.T) {
 		{"cache_size 2000000", `{"cache_size": 2000000}`},
 		{"transport http", `{"transport": {"protocol": "http"}}`},
 		{"transport http {\nversions 1.1\ndial_timeout 2s\n}", `{"transport": {"protocol": "http", "versions": ["1.1"], "dial_timeout": 2000000000}}`},
+		{"insecure_endpoint\ntransport http {\ntls_insecure_skip_verify\n}", `{"insecure_endpoint": true, "transport": {"protocol": "http", "tls": {"insecure_skip_verify": true}}}`},
 		{"transport http {\ntls_server_name dws.example.com\n}\nallow_store", `{"transport": {"protocol": "http", "tls": {"server_name": "dws.example.com"}}, "allow_store": true}`},
 	} {
 		t.Run(test.lines, func(t *testing.T) {
@@ -523,6 +524,7 @@ func TestMistakesInHandlerOptions(t *testing.T) {
 		{"cache_size 1023KiB", "cache_size of 1047552 bytes: write a size from 1MiB to 64GiB, at Testfile:3"},
 		{"transport fastcgi", `transport "fastcgi": the only one is http, at Testfile:3`},
 		{"transport http {\nversions 3\n}", "transport http: versions 3 is refused, because a reload would break off mints that are under way; use 1.1 or 2, at Testfile:6"},
+		{"transport http {\ntls_insecure_skip_verify\n}", "transport http: tls_insecure_skip_verify lets anybody on the way read the API key: write tls_trust_pool with the authority's certificate, or insecure_endpoint if you know better, at Testfile:6"},
 		{"transport http {\nproxy_protocol v2\n}", "transport http: proxy_protocol is refused, because a mint is not made for any one client, at Testfile:6"},
 		{"transport http {\nnonsense\n}", `unrecognized subdirective nonsense, at Testfile:4`},
 	} {

@@ -330,6 +330,10 @@ func TestPagesWithATokenAreNotStored(t *testing.T) {
 			w.WriteHeader(http.StatusNoContent)
 			return nil
 		}, forbidden},
+		"nothing at all": {false, func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Cache-Control", "public")
+			return nil
+		}, forbidden},
 		"flush": {false, func(w http.ResponseWriter, _ *http.Request) error {
 			w.Header().Set("Cache-Control", "public")
 			return http.NewResponseController(w).Flush()

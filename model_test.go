@@ -42,7 +42,7 @@ func TestAgainstModel(t *testing.T) {
 		})
 	}
 	t.Log(results)
-	for _, want := range []string{"hit", "renewing", "minted", "stale", "unavailable", "timeout", "throttled", "rejected", "key_refused", "invalid_reply", "purged"} {
+	for _, want := range []string{"hit", "renewing", "minted", "stale", "unavailable", "timeout", "throttled", "rejected", "key_refused", "invalid_reply", "purged", "former key's"} {
 		if results[want] == 0 && len(seeds) > 1 {
 			t.Errorf("%s never came about, so it was not tested", want)
 		}
@@ -214,9 +214,19 @@ func (m *model) step() {
 }
 
 // provenKey is the key whose tokens are looked up.
-func (m *model) provenKey() string {
+func (m *model) provenKey() string { return m.keyOf(m.pool.account.Load()) }
+
+// formerKey is the one whose tokens were looked up before, if there is one.
+func (m *model) formerKey() string {
+	if former := m.pool.formerAccount.Load(); former != nil {
+		return m.keyOf(former)
+	}
+	return ""
+}
+
+func (m *model) keyOf(a *account) string {
 	for _, key := range m.keys {
-		if newCredential(key).account == *m.pool.account.Load() {
+		if newCredential(key).account == *a {
 			return key
 		}
 	}
@@ -253,9 +263,9 @@ func (m *model) request() {
 	a := testAsk(document)
 	a.userID = user
 	name := document + "/" + user
-	used := m.provenKey()
+	used, former := m.provenKey(), m.formerKey()
 	m.mu.Lock()
-	before, calls := m.latest[name+"/"+used], m.api.count()
+	before, older, calls := m.latest[name+"/"+used], m.latest[name+"/"+former], m.api.count()
 	m.mu.Unlock()
 	start := time.Now()
 	tok, result, f := m.pool.get(m.t.Context(), a)
@@ -281,8 +291,11 @@ func (m *model) request() {
 
 	// Whoever has a valid token gets one, whatever the API does.
 	if f != nil {
-		if remaining > took && f.reason != reasonClientGone && m.provenKey() == used {
+		if remaining > took {
 			complain("%v, although a token is valid for another %s", f, remaining)
+		}
+		if left := time.Unix(older.exp, 0).Sub(start); left > took {
+			complain("%v, although the former key's token is valid for another %s", f, left)
 		}
 		// With the API well for longer than any back-off, there is a token.
 		if m.fault == "" && start.Sub(m.faultSince) > 40*time.Second {
@@ -292,6 +305,9 @@ func (m *model) request() {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if key := m.issued[tok.jwt].key; key == former && key != used {
+		m.results["former key's"]++
+	}
 	// A token is one that the API issued for just this, and it has not expired.
 	made, ok := m.issued[tok.jwt]
 	switch {
@@ -299,7 +315,7 @@ func (m *model) request() {
 		complain("the API never issued the token")
 	case made.name != name:
 		complain("the token was issued for %s", made.name)
-	case made.key != used && made.key != m.key:
+	case made.key != used && made.key != m.key && (made.key != former || result != resultStale):
 		complain("the token was issued under the key %s", made.key)
 	case made.purges < m.purges[document]:
 		complain("the token was purged")

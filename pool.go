@@ -60,6 +60,11 @@ type pool struct {
 	// one takes no valid token away.
 	account atomic.Pointer[account]
 
+	// formerAccount is whose tokens were looked up before; nil for nobody's.
+	// They are valid for as long as they say: when the API is down right
+	// after a rotation, nobody who has a document open should notice.
+	formerAccount atomic.Pointer[account]
+
 	started    time.Time
 	mintedAt   atomic.Int64 // when the latest mint succeeded, as elapsed has it
 	keyChecks  *rate.Limiter
@@ -190,6 +195,11 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	now := time.Now()
 	cached := p.cache.get(key)
 	state := cached.freshness(now, a.minRemaining)
+	if state == expired {
+		if former := p.formerToken(key); former.freshness(now, 0) != expired {
+			cached, state = former, short
+		}
+	}
 	switch state {
 	case expired: // or none
 	case fresh:
@@ -216,6 +226,15 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	default:
 		return nil, resultError, f
 	}
+}
+
+// formerToken returns the token of the account before, if there is one.
+func (p *pool) formerToken(key []byte) *token {
+	former := p.formerAccount.Load()
+	if former == nil {
+		return nil
+	}
+	return p.cache.get(former.cacheKey(string(key[len(account{}):])))
 }
 
 // getAnother is get for a browser whose token was rejected. If that very token
@@ -431,7 +450,7 @@ func (p *pool) mint(ctx context.Context, name string, a *ask) (*token, *failure)
 				tenant.logger.Warn("the API's token has no exp; taking the one that was asked for", zap.Duration("ttl", a.ttl))
 			}
 			if credential == p.credential() { // and not one that was replaced meanwhile
-				p.account.Store(&credential.account)
+				p.useAccount(&credential.account)
 			}
 			return newToken(string(credential.account.cacheKey(name)), minted.jwt, minted.exp, minted.askedExp, time.Now()), nil
 		}
@@ -440,6 +459,13 @@ func (p *pool) mint(ctx context.Context, name string, a *ask) (*token, *failure)
 		if !again || attempt > 0 || ctx.Err() != nil {
 			return nil, f
 		}
+	}
+}
+
+// useAccount has the tokens of this account looked up from now on.
+func (p *pool) useAccount(proven *account) {
+	if before := p.account.Load(); *before != *proven && p.account.CompareAndSwap(before, proven) {
+		p.formerAccount.Store(before)
 	}
 }
 

@@ -980,3 +980,46 @@ func TestRequestsOutliveThePool(t *testing.T) {
 		}
 	})
 }
+
+// The key was rotated and has proven itself, and then the API fails: whoever
+// has a valid token of the former key is served with it, and does not wait.
+func TestFormerKeysTokensOutliveAnOutage(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key")
+	write := func(key string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(testKey)
+	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
+		old := p.want("doc", resultMinted)
+		write("pdf_live_next")
+		p.api.set(func(r mintRequest) (*http.Response, error) {
+			if r.key != "Bearer pdf_live_next" {
+				return failing(401)(r)
+			}
+			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(p.api.count(), r.exp))), nil
+		})
+		p.want("other", resultMinted) // with the new key
+		p.api.set(hanging)
+		if got := p.want("doc", resultStale); got != old { // this one found out
+			t.Error("another token")
+		}
+		for i := range rowLength {
+			p.wantFailure(fmt.Sprint("new", i), reasonTimeout)
+		}
+		start := time.Now()
+		if got := p.want("doc", resultStale); got != old || time.Since(start) > 0 {
+			t.Errorf("another token, or it took %s", time.Since(start))
+		}
+		p.api.set(nil)
+		time.Sleep(badNewsAge + 2*maxDelay)
+		if got := p.want("doc", resultMinted); got == old {
+			t.Error("the former key's token, although another could be minted")
+		}
+		p.api.set(hanging)
+		time.Sleep(2 * time.Hour)
+		p.wantFailure("doc", reasonTimeout) // and never past its exp
+	})
+}
