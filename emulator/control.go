@@ -19,6 +19,8 @@ func (e *Emulator) serveControl(w http.ResponseWriter, r *http.Request) {
 		return
 	case "POST /emulator/reset":
 		e.Reset()
+	case "POST /emulator/revoke":
+		e.Revoke()
 	case "PUT /emulator/fault":
 		var f Fault
 		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
@@ -35,7 +37,7 @@ func (e *Emulator) serveControl(w http.ResponseWriter, r *http.Request) {
 	case "DELETE /emulator/fault":
 		e.SetFault(Fault{})
 	default:
-		apiError(http.StatusNotFound, "use GET /emulator/stats, POST /emulator/reset, PUT or DELETE /emulator/fault").write(w)
+		apiError(http.StatusNotFound, "use GET /emulator/stats, POST /emulator/reset, POST /emulator/revoke, PUT or DELETE /emulator/fault").write(w)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)

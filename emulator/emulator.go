@@ -4,15 +4,20 @@
 package emulator
 
 import (
-	"crypto/rand"
+	"bytes"
+	_ "embed"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
+
+//go:embed nutrient-viewer.js
+var sdk []byte
 
 // Options configure an [Emulator]. The zero value is usable.
 type Options struct {
@@ -46,7 +51,7 @@ type Options struct {
 // Each one signs with a secret of its own, so tokens do not outlive it.
 type Emulator struct {
 	opts   Options
-	secret []byte
+	keys   atomic.Pointer[keys]
 	closed chan struct{}
 	close  func()
 
@@ -60,8 +65,8 @@ func New(opts Options) *Emulator {
 	if opts.ServerURL != "" && !strings.HasSuffix(opts.ServerURL, "/") {
 		opts.ServerURL += "/"
 	}
-	e := &Emulator{opts: opts, secret: make([]byte, 32), closed: make(chan struct{})}
-	rand.Read(e.secret)
+	e := &Emulator{opts: opts, closed: make(chan struct{})}
+	e.keys.Store(&keys{current: newSecret(), revoked: newSecret()})
 	e.close = sync.OnceFunc(func() { close(e.closed) })
 	e.Reset()
 	e.SetFault(opts.Fault)
@@ -73,8 +78,9 @@ func New(opts Options) *Emulator {
 // after a config reload there are still requests in it, but it never waits again.
 func (e *Emulator) Close() { e.close() }
 
-// ServeHTTP answers POST /viewer/sessions, POST /i/d/{document_id}/auth and the
-// control endpoints under /emulator/. Anything else is a 404.
+// ServeHTTP answers POST /viewer/sessions, POST /i/d/{document_id}/auth, GET
+// /emulator/nutrient-viewer.js (which stands in for the Web SDK) and the control
+// endpoints under /emulator/. Anything else is a 404.
 func (e *Emulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !e.opts.AllowRemote && !local(r) {
 		http.Error(w, "dws_emulator is for development: it answers only loopback clients that "+
@@ -85,11 +91,19 @@ func (e *Emulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		e.serveSessions(w, r)
 	} else if id, ok := authDocument(r.URL); ok {
 		e.serveAuth(w, r, id)
+	} else if r.URL.Path == "/emulator/nutrient-viewer.js" {
+		serveSDK(w, r)
 	} else if strings.HasPrefix(r.URL.Path, "/emulator/") {
 		e.serveControl(w, r)
 	} else {
 		apiError(http.StatusNotFound, "not found").write(w)
 	}
+}
+
+// serveSDK answers with the script that stands in for the Web SDK. Pages of
+// other origins load it, as they load the SDK itself.
+func serveSDK(w http.ResponseWriter, r *http.Request) {
+	http.ServeContent(w, r, "nutrient-viewer.js", time.Time{}, bytes.NewReader(sdk))
 }
 
 // local tells whether both ends are on this machine. The address alone would

@@ -677,3 +677,74 @@ func TestControlIsClosedToOtherSites(t *testing.T) {
 		}
 	}
 }
+
+func TestRevoke(t *testing.T) {
+	e := New(Options{})
+	srv := httptest.NewServer(e)
+	defer srv.Close()
+	auth := func(jwt string) string {
+		t.Helper()
+		resp, err := http.Post(srv.URL+"/i/d/doc/auth", "application/json", strings.NewReader(`{"jwt":"`+jwt+`"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode == http.StatusOK {
+			return "ok"
+		}
+		return fmt.Sprint(resp.StatusCode, " ", string(body))
+	}
+	mint := func() string {
+		t.Helper()
+		jwt, err := e.sign(map[string]any{"exp": time.Now().Add(time.Hour).Unix(), "allowed_documents": []any{map[string]any{"document_id": "doc"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return jwt
+	}
+	before := mint()
+	if got := auth(before); got != "ok" {
+		t.Fatal(got)
+	}
+	resp, err := http.Post(srv.URL+"/emulator/revoke", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		t.Fatalf("status %d", resp.StatusCode)
+	}
+	if got := auth(before); got != "403 Token has been revoked" {
+		t.Errorf("a revoked token: %s", got)
+	}
+	if got := auth(mint()); got != "ok" {
+		t.Errorf("a token from afterwards: %s", got)
+	}
+	if got := auth(before + "x"); got != "403 Invalid token" {
+		t.Errorf("rubbish: %s", got)
+	}
+}
+
+// Pages of other origins load the script, as they load the SDK.
+func TestSDKIsServedToPages(t *testing.T) {
+	srv := httptest.NewServer(New(Options{}))
+	defer srv.Close()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+"/emulator/nutrient-viewer.js", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Sec-Fetch-Site", "cross-site")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != 200 || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/javascript") || !strings.Contains(string(body), "globalThis.NutrientViewer") {
+		t.Errorf("%v, status %d, %v, %d bytes", err, resp.StatusCode, resp.Header, len(body))
+	}
+}

@@ -16,9 +16,24 @@ import (
 const (
 	invalidToken = "Invalid token"
 	tokenExpired = "Token has expired"
+	tokenRevoked = "Token has been revoked"
 )
 
 var tokenHeader = base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`))
+
+// keys sign tokens. Those signed with the revoked one are refused as revoked.
+type keys struct{ current, revoked []byte }
+
+func newSecret() []byte {
+	secret := make([]byte, 32)
+	rand.Read(secret)
+	return secret
+}
+
+// Revoke has every token refused that has been given out so far.
+func (e *Emulator) Revoke() {
+	e.keys.Store(&keys{current: newSecret(), revoked: e.keys.Load().current})
+}
 
 // session is what a token grants.
 type session struct {
@@ -36,11 +51,11 @@ func (e *Emulator) sign(claims map[string]any) (string, error) {
 		return "", err
 	}
 	signed := tokenHeader + "." + base64.RawURLEncoding.EncodeToString(payload)
-	return signed + "." + base64.RawURLEncoding.EncodeToString(e.signature(signed)), nil
+	return signed + "." + base64.RawURLEncoding.EncodeToString(signature(e.keys.Load().current, signed)), nil
 }
 
-func (e *Emulator) signature(signed string) []byte {
-	mac := hmac.New(sha256.New, e.secret)
+func signature(secret []byte, signed string) []byte {
+	mac := hmac.New(sha256.New, secret)
 	mac.Write([]byte(signed))
 	return mac.Sum(nil)
 }
@@ -52,8 +67,14 @@ func (e *Emulator) verify(token string) (s session, refusal string) {
 		return s, invalidToken
 	}
 	signed := token[:dot]
-	signature, err := base64.RawURLEncoding.DecodeString(token[dot+1:])
-	if err != nil || !hmac.Equal(signature, e.signature(signed)) {
+	got, err := base64.RawURLEncoding.DecodeString(token[dot+1:])
+	keys := e.keys.Load()
+	switch {
+	case err != nil:
+		return s, invalidToken
+	case hmac.Equal(got, signature(keys.revoked, signed)):
+		return s, tokenRevoked
+	case !hmac.Equal(got, signature(keys.current, signed)):
 		return s, invalidToken
 	}
 	payload, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(signed, tokenHeader+"."))
