@@ -16,7 +16,7 @@ import (
 const (
 	invalidToken = "Invalid token"
 	tokenExpired = "Token has expired"
-	tokenRevoked = "Token has been revoked"
+	tokenRevoked = "Token has been revoked" //nolint:gosec // a text
 )
 
 var tokenHeader = base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`))

@@ -29,6 +29,9 @@ var examples = map[string]func(*testing.T, *stage, string){
 	"ids-from-elsewhere": idsFromElsewhere,
 	"static-site":        staticSite,
 	"outbound-proxy":     outboundProxy,
+	"server-rendered":    serverRendered,
+	"single-page-app":    singlePageApp,
+	"own-ids":            ownIDs,
 }
 
 func TestExamples(t *testing.T) {

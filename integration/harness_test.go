@@ -48,6 +48,9 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	code := m.Run()
+	if browser.end != nil {
+		browser.end()
+	}
 	_ = os.RemoveAll(home)
 	os.Exit(code)
 }

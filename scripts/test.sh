@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Runs all tests with the race detector. Further arguments are flags of go test:
+# Runs all tests with the race detector, after installing what they need. Further arguments are flags of go test:
 #
 #	scripts/test.sh -run TestMint -count=1 -v
 #
 # A skipped test fails the run. Without -v, the output of a package is shown only if it fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+bash scripts/setup.sh
 
 verbose=0
 for arg in "$@"; do

@@ -1,0 +1,656 @@
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+
+	"github.com/viewersession/caddy-viewer-session/emulator"
+)
+
+// browser is one Chromium for all tests. TestMain ends it.
+var browser struct {
+	once sync.Once
+	ctx  context.Context
+	err  error
+	end  func()
+}
+
+func startBrowser() {
+	folder, err := os.MkdirTemp("", "viewer-session-browser")
+	if err != nil {
+		browser.err = err
+		return
+	}
+	options := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.NoSandbox, // as root, in containers
+		chromedp.DisableGPU,
+		chromedp.UserDataDir(folder),
+		// Nothing but the tests' own pages.
+		chromedp.Flag("disable-background-networking", true),
+		chromedp.Flag("disable-component-update", true),
+		chromedp.Flag("disable-sync", true),
+		chromedp.Flag("disable-quic", true),
+		chromedp.Flag("no-proxy-server", true),
+	)
+	if path := os.Getenv("CHROMIUM"); path != "" {
+		options = append(options, chromedp.ExecPath(path))
+	}
+	allocator, endAllocator := chromedp.NewExecAllocator(context.Background(), options...)
+	ctx, endBrowser := chromedp.NewContext(allocator)
+	browser.end = func() {
+		endBrowser()
+		endAllocator()
+		_ = os.RemoveAll(folder)
+	}
+	browser.ctx = ctx
+	if browser.err = chromedp.Do(ctx); errors.Is(browser.err, exec.ErrNotFound) {
+		browser.err = fmt.Errorf("%w: the browser tests need Chromium; scripts/setup.sh installs it, or CHROMIUM says where it is", browser.err)
+	}
+}
+
+// tab is a page in Chromium, with a log of what it did.
+type tab struct {
+	s   *stage
+	ctx context.Context
+
+	mu        sync.Mutex
+	urls      []string            // of all requests
+	navigated int                 // how many documents were loaded
+	requests  []network.RequestID // that have been answered
+	said      []string            // in the console, and errors
+}
+
+// newTab opens a tab with a profile of its own.
+func (s *stage) newTab() *tab {
+	s.t.Helper()
+	browser.once.Do(startBrowser)
+	if browser.err != nil {
+		s.t.Fatal(browser.err)
+	}
+	ctx, cancel := chromedp.NewContext(browser.ctx, chromedp.WithNewBrowserContext())
+	s.t.Cleanup(cancel)
+	ctx, stop := context.WithTimeout(ctx, time.Minute)
+	s.t.Cleanup(stop)
+	p := &tab{s: s, ctx: ctx}
+	if err := chromedp.Listen(ctx, p.note); err != nil {
+		s.t.Fatal(err)
+	}
+	p.run(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, network.Enable, network.EnableParams{})
+		if err == nil {
+			_, err = cdp.Call(ctx, target, runtime.Enable, cdp.Empty{})
+		}
+		if err == nil {
+			_, err = cdp.Call(ctx, target, log.Enable, cdp.Empty{})
+		}
+		return err
+	})
+	s.t.Cleanup(func() {
+		for _, url := range p.visited() {
+			s.wantNoSecretIn("an address", []byte(url))
+		}
+		for _, line := range p.console() {
+			s.wantNoSecretIn("the console", []byte(line))
+		}
+	})
+	return p
+}
+
+func (p *tab) note(event any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch event := event.(type) {
+	case *network.EventRequestWillBeSent:
+		p.urls = append(p.urls, event.Request.URL, event.DocumentURL)
+		if event.Type == network.ResourceTypeDocument {
+			p.navigated++
+		}
+	case *network.EventLoadingFinished:
+		p.requests = append(p.requests, event.RequestID)
+	case *runtime.EventConsoleAPICalled:
+		for _, arg := range event.Args {
+			p.said = append(p.said, fmt.Sprint(string(arg.Value), arg.Description))
+		}
+	case *runtime.EventExceptionThrown:
+		p.said = append(p.said, fmt.Sprint(event.ExceptionDetails.Text, event.ExceptionDetails.Exception))
+	case *log.EventEntryAdded:
+		p.said = append(p.said, event.Entry.Text+" "+event.Entry.URL)
+	}
+}
+
+func (p *tab) visited() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]string(nil), p.urls...)
+}
+
+func (p *tab) console() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]string(nil), p.said...)
+}
+
+// bodies returns what the page has received.
+func (p *tab) bodies() (all []string) {
+	p.mu.Lock()
+	requests := append([]network.RequestID(nil), p.requests...)
+	p.mu.Unlock()
+	for _, id := range requests {
+		p.run(func(ctx context.Context, target *chromedp.Target) error {
+			answer, err := cdp.Call(ctx, target, network.GetResponseBody, network.GetResponseBodyParams{RequestID: id})
+			if err == nil { // else it is a redirect, or an answer without a body
+				all = append(all, string(answer.Body))
+			}
+			return nil
+		})
+	}
+	return all
+}
+
+func (p *tab) run(action func(context.Context, *chromedp.Target) error) {
+	p.s.t.Helper()
+	if err := chromedp.Do(p.ctx, chromedp.Func(action)); err != nil {
+		p.s.t.Fatalf("%v\nthe console: %s", err, strings.Join(p.console(), "\n"))
+	}
+}
+
+func (p *tab) open(path string) {
+	p.s.t.Helper()
+	p.navigate("http://" + p.s.gateway + path)
+}
+
+func (p *tab) navigate(url string) {
+	p.s.t.Helper()
+	if err := chromedp.Do(p.ctx, chromedp.Navigate(url)); err != nil {
+		p.s.t.Fatalf("%s: %v", url, err)
+	}
+}
+
+// eval runs a function's body in the page, waits for it, and returns what it
+// returns. An exception is the error.
+func (p *tab) eval(body string) (string, error) {
+	p.s.t.Helper()
+	result, err := chromedp.Run(p.ctx, chromedp.Evaluate[struct{ Value, Error any }](`(async () => { try { return { value: await (async () => {`+body+`})() ?? "" } } catch (e) {
+		return { error: `+"`${e.name}/${e.code}: ${e.message}`"+` } } })()`, chromedp.EvalAwaitPromise))
+	if err != nil {
+		p.s.t.Fatalf("%s: %v\nthe console: %s", body, err, strings.Join(p.console(), "\n"))
+	}
+	if result.Error != nil {
+		return "", errors.New(fmt.Sprint(result.Error))
+	}
+	return fmt.Sprint(result.Value), nil
+}
+
+func (p *tab) must(body string) string {
+	p.s.t.Helper()
+	value, err := p.eval(body)
+	if err != nil {
+		p.s.t.Fatalf("%s: %v\nthe console: %s", body, err, strings.Join(p.console(), "\n"))
+	}
+	return value
+}
+
+// wantError wants an exception that reads like this.
+func (p *tab) wantError(body, want string) {
+	p.s.t.Helper()
+	if value, err := p.eval(body); err == nil || !strings.Contains(err.Error(), want) {
+		p.s.t.Errorf("%s: %q, %v, want an error with %q", body, value, err, want)
+	}
+}
+
+// until waits for an expression to be true in the page, also across pages.
+func (p *tab) until(expression string) {
+	p.s.t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		ok, err := chromedp.Run(p.ctx, chromedp.Evaluate[bool](`Boolean(`+expression+`)`))
+		if ok {
+			return
+		}
+		if p.ctx.Err() != nil || time.Now().After(deadline) {
+			p.s.t.Fatalf("%s never came true: %v\nthe console: %s", expression, err, strings.Join(p.console(), "\n"))
+		}
+		<-tick.C // while a page is being loaded there is an error
+	}
+}
+
+// webApp is an app with a page that has the module and the stand-in of the SDK
+// in it. Tests say what it answers on the session path.
+type webApp struct {
+	mu      sync.Mutex
+	session http.HandlerFunc
+	asked   int
+}
+
+func (a *webApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch r.URL.Path {
+	case "/":
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = w.Write([]byte(`<!doctype html><title>test</title><link rel="icon" href="data:,"><div id="viewer"></div>`))
+	case "/viewer-session.js":
+		http.ServeFile(w, r, filepath.Join("..", "web", "viewer-session.js"))
+	case "/login":
+		_, _ = w.Write([]byte("log in"))
+	default:
+		a.mu.Lock()
+		a.asked++
+		session := a.session
+		a.mu.Unlock()
+		session(w, r)
+	}
+}
+
+func (a *webApp) answer(session http.HandlerFunc) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.session = session
+}
+
+func (a *webApp) fetches() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.asked
+}
+
+func yes(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }
+
+// status answers with a status.
+func status(code int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+}
+
+// newPage starts a gateway with a page in front of an API that grants tokens of
+// this lifetime, and opens the page.
+func newPage(t *testing.T, lifetime time.Duration) (*tab, *webApp) {
+	t.Helper()
+	s := newStage(t)
+	if lifetime > 0 {
+		s.api = newStandIn(t, emulator.Options{APIKey: testKey, MaxTTL: lifetime})
+	}
+	app := &webApp{session: yes}
+	srv := httptest.NewServer(app)
+	t.Cleanup(srv.Close)
+	s.load(strings.ReplaceAll(sessionSite, "APP", srv.Listener.Addr().String()))
+	return s.newPage("doc"), app
+}
+
+// newPage opens a page of the app, for a document.
+func (s *stage) newPage(document string) *tab {
+	s.t.Helper()
+	p := s.newTab()
+	p.open("/")
+	p.must(`
+		await new Promise((resolve, reject) => {
+			const script = document.createElement("script");
+			script.src = "` + s.api.url + `/emulator/nutrient-viewer.js";
+			script.onload = resolve;
+			script.onerror = reject;
+			document.head.append(script);
+		});
+		Object.assign(window, await import("/viewer-session.js"));
+		window.errors = [];
+		window.sessionUrl = "/documents/` + document + `/session";
+		window.open_ = (options = {}, configuration = { container: "#viewer" }) => loadViewer(NutrientViewer, configuration,
+			{ sessionUrl, onError: (e) => errors.push(e.code), ...options });
+		window.sleep = ((wait) => (ms) => new Promise((resolve) => wait(resolve, ms)))(setTimeout);
+		window.first = performance.timeOrigin;
+		window.fetches = () => performance.getEntriesByType("resource").filter((e) => e.name.endsWith("/session")).length;`)
+	return p
+}
+
+// The token expires in the middle of the session, and again, and the page goes
+// on without being loaded again: the module renews ahead of it.
+func TestBrowserGoesOnPastTheTokensEnd(t *testing.T) {
+	p, app := newPage(t, 6*time.Second)
+	p.must(`
+		const load = NutrientViewer.load;
+		window.failed = 0;
+		NutrientViewer.load = (c) => load({ ...c, onAuthFailed: () => { failed++; return c.onAuthFailed() } });
+		window.viewer = await open_();
+		window.session = await fetchSession(sessionUrl);`)
+	p.must(`
+		const exp = session.exp;
+		while (Date.now() / 1000 < exp + 2) {
+			await viewer.instance.request();
+			await sleep(100);
+		}`)
+	if got := p.must(`return failed + " " + errors + " " + (performance.timeOrigin === first) + " " + document.querySelector("#viewer").innerText.slice(0, 12)`); got != "0  true Document doc" {
+		t.Errorf("failures, errors, same page, what is shown: %s", got)
+	}
+	if mints := p.s.api.Stats().Mints; mints < 2 {
+		t.Errorf("%d mints, so no token was renewed", mints)
+	}
+	if refused := p.s.api.Stats().AuthsRefused; refused != 0 {
+		t.Errorf("%d sign-ins with an expired token", refused)
+	}
+	if fetches := app.fetches(); fetches > 30 {
+		t.Errorf("%d fetches in some seconds", fetches)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.navigated != 1 {
+		t.Errorf("%d pages were loaded", p.navigated)
+	}
+}
+
+// A token that stops working is replaced through onAuthFailed.
+func TestBrowserAnswersOnAuthFailed(t *testing.T) {
+	p, _ := newPage(t, 0)
+	p.must(`window.viewer = await open_(); await viewer.instance.request();`)
+	p.s.api.Revoke()
+	p.must(`await Promise.all([viewer.instance.request(), viewer.instance.request(), viewer.instance.request()]);`)
+	p.s.wantMints(2)
+	// Once more, at once: the gateway replaces a key's token once in five
+	// seconds, and the module waits for that.
+	p.s.api.Revoke()
+	p.must(`await viewer.instance.request();`)
+	p.s.wantMints(3)
+	if got := p.must(`return errors.length`); got != "0" {
+		t.Errorf("%s errors", got)
+	}
+}
+
+// The first load is refused, for which the SDK does not call onAuthFailed: the
+// gateway's cached token was revoked.
+func TestBrowserRetriesTheFirstLoad(t *testing.T) {
+	p, _ := newPage(t, 0)
+	p.s.session("/documents/doc/session")
+	p.s.api.Revoke()
+	p.must(`window.viewer = await open_(); await viewer.instance.request();`)
+	p.s.wantMints(2)
+
+	// A token that the app has put into the page is used, and replaced, alike.
+	token, _ := p.s.session("/documents/other/session")
+	p.must(`viewer.unload(); window.viewer = await open_({ session: "` + token + `", sessionUrl: "/documents/other/session" }); await viewer.instance.request(); viewer.unload();`)
+	p.s.wantMints(3)
+	p.s.api.Revoke()
+	p.must(`window.viewer = await open_({ session: "` + token + `", sessionUrl: "/documents/other/session" }); await viewer.instance.request();`)
+	p.s.wantMints(4)
+
+	// Not more than once.
+	p.must(`
+		viewer.unload();
+		window.loads = 0;
+		window.load = NutrientViewer.load;
+		NutrientViewer.load = () => { loads++; return Promise.reject(new Error("out of order")) };`)
+	p.wantError(`await open_({ sessionUrl: "/documents/third/session" })`, "ViewerSessionError/load: the viewer did not load: out of order")
+	if got := p.must(`return loads`); got != "2" {
+		t.Errorf("%s loads", got)
+	}
+	p.must(`NutrientViewer.load = load`)
+	p.wantError(`await open_({}, { container: "#nowhere" })`, "the viewer did not load: container is not in the page")
+}
+
+// While a laptop sleeps, timers stand still and the token expires.
+func TestBrowserWakesUp(t *testing.T) {
+	p, _ := newPage(t, 2*time.Second)
+	wake := map[string]string{
+		"visible": `document.dispatchEvent(new Event("visibilitychange"))`,
+		"shown":   `window.dispatchEvent(new Event("pageshow"))`,
+		"online":  `window.dispatchEvent(new Event("online"))`,
+		"by-sdk":  "", // nothing told the module, but somebody turns a page
+	}
+	tabs := make(map[string]*tab)
+	for name := range wake {
+		tabs[name] = p.s.newPage(name)
+		tabs[name].must(`
+			window.real = setTimeout;
+			window.setTimeout = () => 0;
+			window.viewer = await open_();
+			window.session = await fetchSession(sessionUrl);
+			window.asleep = fetches();`)
+	}
+	for name, p := range tabs {
+		p.must(`while (Date.now() / 1000 < session.exp + 1) await sleep(50);`)
+		if p.must(`return fetches() === asleep`) != "true" {
+			t.Fatal("it does not sleep, so this shows nothing")
+		}
+		p.must(`window.setTimeout = real; ` + wake[name])
+		if name == "by-sdk" {
+			before := p.s.api.Stats().AuthsRefused
+			p.must(`await viewer.instance.request();`)
+			if p.s.api.Stats().AuthsRefused == before {
+				t.Error("the token had not expired, so this shows nothing")
+			}
+			continue
+		}
+		p.until(`fetches() > asleep`)
+		p.must(`await viewer.instance.request();`)
+	}
+}
+
+// A clock that is hours off neither makes the page renew all the time nor too late.
+func TestBrowserWithAWrongClock(t *testing.T) {
+	p, _ := newPage(t, 6*time.Second)
+	var tabs []*tab
+	for _, hours := range []int{-5, 5} {
+		for _, fromThePage := range []bool{false, true} {
+			document := fmt.Sprintf("doc%d%t", hours, fromThePage)
+			p := p.s.newPage(document)
+			options := ""
+			if fromThePage {
+				token, _ := p.s.session("/documents/" + document + "/session")
+				options = `{ session: "` + token + `" }`
+			}
+			p.must(fmt.Sprintf(`const now = Date.now; Date.now = () => now() + %d * 3600_000;`, hours))
+			p.must(`
+				window.viewer = await open_(` + options + `);
+				window.done = "";
+				(async () => {
+					for (let i = 0; i < 75; i++) {
+						await viewer.instance.request();
+						await sleep(100);
+					}
+				})().then(() => done = "well", (e) => done = e.message);`)
+			tabs = append(tabs, p)
+		}
+	}
+	for i, p := range tabs {
+		p.until(`done`)
+		if done := p.must(`return done`); done != "well" {
+			t.Errorf("page %d: %s", i, done)
+		}
+		var fetches int
+		if _, err := fmt.Sscan(p.must(`return fetches()`), &fetches); err != nil || fetches < 2 || fetches > 14 {
+			t.Errorf("page %d: %d fetches in seven seconds, %v", i, fetches, err)
+		}
+	}
+	if refused := p.s.api.Stats().AuthsRefused; refused > 1 { // a clock that is behind cannot know how old the page's token is
+		t.Errorf("%d sign-ins with an expired token", refused)
+	}
+}
+
+func TestBrowserDuringAnOutage(t *testing.T) {
+	p, _ := newPage(t, 2*time.Second)
+	p.must(`window.viewer = await open_();`)
+	p.s.api.SetFault(emulator.Fault{Mode: "status", Status: 500})
+	p.until(`errors.length > 0`)
+	if got := p.must(`return errors.join()`); got != "unavailable" {
+		t.Errorf("errors %s, want it said once", got)
+	}
+	p.s.api.SetFault(emulator.Fault{})
+	p.must(`
+		for (const end = Date.now() + 20_000; ; ) {
+			try { await viewer.instance.request(); break } catch (e) { if (Date.now() > end) throw e }
+			await sleep(100);
+		}`)
+}
+
+// The app says no while the viewer is open, and later yes again.
+func TestBrowserWhenTheAppSaysNo(t *testing.T) {
+	for code, answer := range map[string]http.HandlerFunc{
+		"refused": status(http.StatusForbidden),
+		"login":   func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusFound) },
+		"answer":  func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<!doctype html>page") },
+	} {
+		t.Run(code, func(t *testing.T) {
+			p, app := newPage(t, 2*time.Second)
+			p.must(`window.viewer = await open_();`)
+			app.answer(answer)
+			p.until(`errors.length > 0`)
+			asked := app.fetches()
+			p.must(`await sleep(2000);`)
+			if got := p.must(`return errors.join()`); got != code || app.fetches() != asked {
+				t.Errorf("errors %s and %d further fetches, want %s and none", got, app.fetches()-asked, code)
+			}
+			p.wantError(`await viewer.renew()`, "ViewerSessionError/"+code)
+			app.answer(yes)
+			p.must(`document.dispatchEvent(new Event("visibilitychange"))`) // back from the tab with the login
+			p.must(`await viewer.instance.request();`)
+		})
+	}
+}
+
+func TestBrowserStops(t *testing.T) {
+	p, app := newPage(t, time.Second)
+	quiet := func(after string) {
+		t.Helper()
+		p.must(after)
+		before := app.fetches()
+		p.must(`await sleep(800);`)
+		if got := app.fetches() - before; got > 1 { // one may have been under way
+			t.Errorf("%d fetches after %s", got, after)
+		}
+		if got := p.must(`return document.querySelector("#viewer").children.length`); got != "0" {
+			t.Errorf("a viewer is left after %s", after)
+		}
+	}
+	p.must(`window.viewer = await open_();`)
+	quiet(`viewer.unload();`)
+	p.must(`window.c = new AbortController(); await open_({ signal: c.signal });`)
+	quiet(`c.abort();`)
+	p.must(`await open_();`)
+	quiet(`window.dispatchEvent(new PageTransitionEvent("pagehide", { persisted: false }));`)
+
+	// Kept for going back.
+	p.must(`window.viewer = await open_(); window.dispatchEvent(new PageTransitionEvent("pagehide", { persisted: true }));`)
+	before := app.fetches()
+	p.must(`await sleep(1200);`)
+	if app.fetches() == before {
+		t.Error("a page that is kept for going back has stopped")
+	}
+	quiet(`viewer.unload();`)
+
+	// A component that goes away while it loads, as React's strict mode does.
+	for _, slow := range []string{
+		`const c = new AbortController(); const loading = open_({ signal: c.signal }); c.abort(); await loading`,
+		`const c = new AbortController(); const real = fetch; window.fetch = (...args) => { window.fetch = real; c.abort(); return fetch(...args) }; await open_({ signal: c.signal })`,
+		`const c = new AbortController(); const load = NutrientViewer.load;
+			NutrientViewer.load = async (x) => { NutrientViewer.load = load; const instance = await load(x); c.abort(); return instance };
+			await open_({ signal: c.signal })`,
+		`const c = new AbortController(); c.abort(); await open_({ signal: c.signal })`,
+	} {
+		p.wantError(slow, "AbortError")
+		quiet(`await 0`)
+	}
+	p.must(`window.viewer = await open_(); viewer.unload();`) // the container is free
+}
+
+func TestBrowserErrorsAreReadable(t *testing.T) {
+	p, app := newPage(t, 0)
+	for _, test := range []struct {
+		answer http.HandlerFunc
+		want   string
+	}{
+		{status(401), "ViewerSessionError/refused: /documents/doc/session refuses a token (status 401)"},
+		{status(404), "ViewerSessionError/refused: /documents/doc/session refuses a token (status 404)"},
+		{status(500), "ViewerSessionError/unavailable: /documents/doc/session has no token for now (status 500)"},
+		{status(503), "ViewerSessionError/unavailable: /documents/doc/session has no token for now (status 503)"},
+		{status(200), "ViewerSessionError/answer: /documents/doc/session answered 200, but with no token: it has to be a session_path of viewer_session, and the app has to answer 204"},
+		{func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"jwt": 1}`) }, "ViewerSessionError/answer: "},
+		{func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `null`) }, "ViewerSessionError/answer: "},
+		{func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusSeeOther) }, "ViewerSessionError/login: /documents/doc/session redirects"},
+		{func(w http.ResponseWriter, _ *http.Request) { panic(http.ErrAbortHandler) }, "ViewerSessionError/unavailable: "},
+	} {
+		app.answer(test.answer)
+		p.wantError(`await open_()`, test.want)
+	}
+	p.wantError(`await open_({ sessionUrl: "https://elsewhere.example/session" })`, "ViewerSessionError/address: the session address is on https://elsewhere.example, but only one on the page's own origin is answered")
+	app.answer(yes)
+	p.must(`await open_()`)
+	p.must(`window.fetch = () => Promise.reject(new TypeError("Failed to fetch"))`)
+	p.wantError(`await fetchSession(sessionUrl)`, "ViewerSessionError/network: /documents/doc/session cannot be reached")
+}
+
+// Another site's page gets nothing, whatever it tries.
+func TestBrowserOfAnotherSite(t *testing.T) {
+	p, app := newPage(t, 0)
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		fmt.Fprint(w, `<!doctype html><link rel="icon" href="data:,">`)
+	}))
+	defer other.Close()
+	before := app.fetches()
+	p.navigate(strings.Replace(other.URL, "127.0.0.1", "localhost", 1))
+	url := "http://" + p.s.gateway + "/documents/doc/session"
+	for _, try := range []string{
+		`return await (await fetch("` + url + `")).text()`,
+		`return await (await fetch("` + url + `", { mode: "no-cors", credentials: "include" })).text()`,
+		`const s = document.createElement("script"); s.src = "` + url + `"; document.head.append(s); await new Promise((resolve, reject) => { s.onload = resolve; s.onerror = () => reject(new Error("refused")) })`,
+	} {
+		if value, err := p.eval(try); strings.Contains(value, "jwt") || (err == nil && value != "") {
+			t.Errorf("%s: %q, %v", try, value, err)
+		}
+	}
+	if app.fetches() != before {
+		t.Error("the app was asked")
+	}
+	p.s.wantMints(0)
+}
+
+// The real SDK is not redistributable. Where a developer has it, the token is
+// seen to arrive byte for byte; VIEWER_SESSION_SDK is the path of its
+// nutrient-viewer.js, in the folder with all that it loads.
+func TestRealSDK(t *testing.T) {
+	sdk := os.Getenv("VIEWER_SESSION_SDK")
+	if sdk == "" {
+		t.Log("VIEWER_SESSION_SDK is not set: the stand-in of the SDK is tested, the SDK itself is not")
+		return
+	}
+	p, app := newPage(t, 0)
+	app.answer(yes)
+	files := httptest.NewServer(http.FileServer(http.Dir(filepath.Dir(sdk))))
+	defer files.Close()
+	p.must(`delete window.NutrientViewer; await new Promise((resolve, reject) => {
+		const script = document.createElement("script");
+		script.src = "` + files.URL + "/" + filepath.Base(sdk) + `";
+		script.onload = resolve;
+		script.onerror = reject;
+		document.head.append(script);
+	});
+	window.sent = [];
+	const real = fetch;
+	window.fetch = (url, init) => { if (String(url).endsWith("/auth")) sent.push(init.body); return real(url, init) };`)
+	token, _ := p.s.session("/documents/doc/session")
+	// The stand-in has no document to show, so it need not load in the end.
+	if _, err := p.eval(`document.querySelector("#viewer").style.height = "400px"; await open_();`); err != nil {
+		t.Log(err)
+	}
+	var sent []string
+	if err := json.Unmarshal([]byte(p.must(`return JSON.stringify(sent)`)), &sent); err != nil || len(sent) == 0 {
+		t.Fatalf("%v: the SDK has not signed in", err)
+	}
+	var login struct{ JWT string }
+	if err := json.Unmarshal([]byte(sent[0]), &login); err != nil || login.JWT != token {
+		t.Errorf("%v: the SDK signed in with another token than the gateway's", err)
+	}
+}

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Installs what the tests need beside Go, where it is missing: Chromium, Node.js with the packages of the examples and
+# tools, and Flask. Packages of the system are installed with apt-get, as root or through sudo.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+missing=()
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+chromium() {
+	local name
+	if [ -n "${CHROMIUM:-}" ]; then return 0; fi
+	for name in chromium chromium-browser google-chrome google-chrome-stable chrome \
+		"/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" "/c/Program Files/Google/Chrome/Application/chrome.exe"; do
+		if have "$name"; then return 0; fi
+	done
+	return 1
+}
+
+# python prints the Python that has Flask.
+python() {
+	local name
+	for name in .venv/bin/python .venv/Scripts/python.exe python3 /usr/bin/python3; do
+		if "$name" -c 'import flask' >/dev/null 2>&1; then
+			echo "$name"
+			return 0
+		fi
+	done
+	return 1
+}
+
+chromium || missing+=(chromium)
+have node && have npm || missing+=(nodejs npm)
+python >/dev/null || missing+=(python3-flask)
+
+if [ ${#missing[@]} -gt 0 ]; then
+	as_root=()
+	if [ "$(id -u)" != 0 ]; then as_root=(sudo -n); fi
+	if have apt-get; then
+		echo "installing ${missing[*]}"
+		export DEBIAN_FRONTEND=noninteractive
+		"${as_root[@]}" apt-get -qq update
+		"${as_root[@]}" apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+	elif [ "${missing[*]}" = python3-flask ]; then
+		python3 -m venv .venv || py -m venv .venv
+		"$(ls .venv/bin/python .venv/Scripts/python.exe 2>/dev/null)" -m pip install -q flask
+	else
+		echo "the tests need Chromium, Node.js with npm, and Python with Flask; missing here: ${missing[*]}" >&2
+		exit 1
+	fi
+fi
+
+for folder in examples/server-rendered examples/own-ids/express tools/web; do
+	if [ ! "$folder/node_modules/.package-lock.json" -nt "$folder/package-lock.json" ]; then
+		echo "installing the packages of $folder"
+		(cd "$folder" && npm ci --silent --no-audit --no-fund)
+	fi
+done
