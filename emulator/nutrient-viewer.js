@@ -54,13 +54,14 @@
 			this.#configuration = configuration;
 			this.#view = container.appendChild(document.createElement("div"));
 			this.#view.className = "nutrient-viewer-stand-in";
+			this.#view.style.cssText = "box-sizing: border-box; height: 100%; padding: 1rem; border: 2px dashed; font: 1rem/1.5 system-ui; opacity: 0.8";
 		}
 
 		show(signedIn) {
 			const left = Math.round(signedIn.claims.exp - Date.now() / 1000);
 			this.#view.textContent = `Document ${signedIn.id} (${signedIn.permissions.join(", ")})${
 				signedIn.claims.user_id ? ` for ${signedIn.claims.user_id}` : ""
-			}, session good for ${left} s, ${this.requests} requests. This stands in for the Nutrient Web SDK.`;
+			}, session good for ${left} s. This stands in for the Nutrient Web SDK.`;
 		}
 
 		setSession(session) {

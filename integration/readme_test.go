@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -24,9 +25,9 @@ func TestREADME(t *testing.T) {
 			if _, err := adapt(text, "README.md"); err != nil {
 				t.Errorf("%v in\n%s", err, text)
 			}
-			filter := strings.TrimSpace(regexp.MustCompile(`\trequest>.*`).FindString(text))
-			if !strings.Contains(globalOptions, filter) || filter == "" {
-				t.Errorf("the tests run with another log filter than the README's %q", filter)
+			filter := regexp.MustCompile(`(?m)^\s+request>.*`)
+			if readmes, tests := filter.FindAllString(text, -1), filter.FindAllString(globalOptions, -1); fmt.Sprint(readmes) != fmt.Sprint(tests) {
+				t.Errorf("the tests run with another log filter than the README's %q", readmes)
 			}
 		case kind == "caddyfile" && strings.Contains(text, "dws_emulator"):
 			t.Run("stand-in", func(t *testing.T) {
@@ -47,7 +48,16 @@ func TestREADME(t *testing.T) {
 				auth := newApp(t)
 				auth.setAnswer("HTTP/1.1 200 OK\nRemote-User: alice\nContent-Length: 0\n\n")
 				s.load(strings.ReplaceAll(site(t, text, "app:3000", "APP"), "auth:9091", auth.address))
-				s.token("/documents/doc1")
+				if strings.Contains(text, "document_path /documents/:id") {
+					s.token("/documents/doc1")
+				}
+				s.app.setAnswer("HTTP/1.1 204 No Content\nX-Viewer-Document: doc1\n\n")
+				for path := range strings.SplitSeq("/documents/1/session /contracts/1/session", " ") {
+					pattern := strings.Replace(path, "1", "[:*](id)?", 1)
+					if regexp.MustCompile("session_path " + pattern).MatchString(text) {
+						s.session(path)
+					}
+				}
 				s.wantMints(1)
 			})
 			ran++
@@ -64,7 +74,7 @@ func TestREADME(t *testing.T) {
 			ran++
 		}
 	}
-	if ran < 4 {
+	if ran < 7 {
 		t.Errorf("only %d blocks were found and run", ran)
 	}
 }
