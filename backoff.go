@@ -191,6 +191,19 @@ func (b *backoff) remember(ask askHash, f *failure, now time.Time) {
 	b.remembered[ask] = remembered{f, now.Add(memory)}
 }
 
+// heldUntil returns until when no mint is sent at all, and why; zero if mints are sent.
+func (b *backoff) heldUntil(now time.Time) (until time.Time, cause *failure) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cause != nil && now.Before(b.until) {
+		until, cause = b.until, b.cause
+	}
+	if b.throttle != nil && now.Before(b.throttle.retryAt) && until.Before(b.throttle.retryAt) {
+		until, cause = b.throttle.retryAt, b.throttle
+	}
+	return until, cause
+}
+
 // holding reports whether the endpoint is held back, and nobody knows better yet.
 func (b *backoff) holding(now time.Time) bool {
 	b.mu.Lock()

@@ -45,6 +45,9 @@ type tokenCache struct {
 	mu     sync.RWMutex
 	closed bool
 	main   *ristretto.Cache[uint64, *token]
+	count  atomic.Int64 // of tokens in main
+
+	rejected *atomic.Uint64 // counts tokens that ristretto turned away
 
 	recent recentTokens
 
@@ -53,22 +56,29 @@ type tokenCache struct {
 
 // newTokenCache returns a cache for at most maxBytes. It runs a goroutine
 // until close is called.
-func newTokenCache(maxBytes int64) (*tokenCache, error) {
+func newTokenCache(maxBytes int64, rejected *atomic.Uint64) (*tokenCache, error) {
 	forRecent := maxBytes / recentShare
-	main, err := ristretto.NewCache(&ristretto.Config[uint64, *token]{
+	c := &tokenCache{
+		seed:     maphash.MakeSeed(),
+		rejected: rejected,
+		recent:   recentTokens{maxBytes: forRecent, tokens: make(map[string]*list.Element), order: list.New()},
+	}
+	var err error
+	c.main, err = ristretto.NewCache(&ristretto.Config[uint64, *token]{
 		NumCounters:        min(max(1000, 10*maxBytes/typicalTokenBytes), maxCounters),
 		MaxCost:            maxBytes - forRecent,
 		BufferItems:        64,
 		IgnoreInternalCost: true, // it is part of tokenOverhead
+		OnExit: func(t *token) {
+			if t != nil {
+				c.count.Add(-1)
+			}
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("token cache: %w", err)
 	}
-	return &tokenCache{
-		seed:   maphash.MakeSeed(),
-		main:   main,
-		recent: recentTokens{maxBytes: forRecent, tokens: make(map[string]*list.Element), order: list.New()},
-	}, nil
+	return c, nil
 }
 
 // get returns the token stored under exactly this key, or nil. It may have
@@ -99,7 +109,9 @@ func (c *tokenCache) put(t *token, now time.Time) {
 		return
 	}
 	hash := maphash.String(c.seed, t.key)
-	c.main.SetWithTTL(hash, t, t.cost(), remaining)
+	if c.main.SetWithTTL(hash, t, t.cost(), remaining) {
+		c.count.Add(1) // until it leaves, if only because it was turned away
+	}
 	// Set works in the background. Without waiting, the requests right after
 	// this one would miss, and a second Set of a new key would be lost.
 	c.main.Wait()
@@ -107,6 +119,7 @@ func (c *tokenCache) put(t *token, now time.Time) {
 		c.recent.remove(t.key)
 		return
 	}
+	c.rejected.Add(1)
 	if t.cost() <= c.recent.maxBytes/recentShare { // one must not push out all the others
 		c.recent.put(t, now)
 	}
@@ -139,6 +152,18 @@ func (c *tokenCache) purge(documentID string, now time.Time) int {
 	}
 	c.main.Wait()
 	return purged + len(keys)
+}
+
+// size returns how many tokens there are, and the memory that they take.
+func (c *tokenCache) size() (tokens, bytes int64) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if !c.closed {
+		tokens, bytes = c.count.Load(), c.main.MaxCost()-c.main.RemainingCost()
+	}
+	c.recent.mu.Lock()
+	defer c.recent.mu.Unlock()
+	return tokens + int64(len(c.recent.tokens)), bytes + c.recent.bytes
 }
 
 // close ends the cache's goroutine. Later calls find nothing and store nothing.

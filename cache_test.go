@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 
 func newTestCache(t *testing.T, size int64) *tokenCache {
 	t.Helper()
-	c, err := newTokenCache(size)
+	c, err := newTokenCache(size, new(atomic.Uint64))
 	if err != nil {
 		t.Fatal(err)
 	}

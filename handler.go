@@ -47,7 +47,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.serveSession(w, r, next, visit, route.ask)
 	}
 	if getsNone(r) {
-		visit.bypass()
+		h.bypass(visit)
 		return next.ServeHTTP(w, r)
 	}
 
@@ -65,6 +65,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	// 5. Inject. The token is taken off again in the end, so that error
 	// routes and handlers further out do not get it.
+	h.pool.counters.countRequest(result)
 	visit.set(result, token, nil)
 	visit.inject(r, h.carrier, token.jwt)
 	defer visit.eject(r, h.carrier)
@@ -132,6 +133,12 @@ var unresolvedHints = map[reason]string{
 		"unless the path has :id, and may name the user in X-Viewer-User, each of them once",
 }
 
+// bypass records that a request gets no token by rule.
+func (h *Handler) bypass(visit *visit) {
+	h.pool.counters.countRequest(resultBypass)
+	visit.bypass()
+}
+
 // withoutToken ends a viewer request for which there is no token: with an
 // error, or by passing it on as it is.
 func (h *Handler) withoutToken(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, visit *visit, f *failure) error {
@@ -144,6 +151,7 @@ func (h *Handler) withoutToken(w http.ResponseWriter, r *http.Request, next cadd
 
 // note records why there is no token.
 func (h *Handler) note(visit *visit, f *failure) {
+	h.pool.counters.countRequest(resultError)
 	visit.set(resultError, nil, f)
 	if hint, ok := unresolvedHints[f.reason]; ok {
 		if suppressed, ok := h.log.open(f.reason, time.Now()); ok {

@@ -29,7 +29,7 @@ func newTestHandler(t *testing.T, api *fakeAPI, caddyfile string) *Handler {
 	}
 	h.logger = zap.NewNop()
 	h.tenant = newTenant(api, zap.NewNop(), "pdf_live_test")
-	if h.pool, err = joinPool(testSettings(t), testEndpoint, h.tenant); err != nil {
+	if h.pool, err = joinPool(testSettings(t), newEndpoint(), h.tenant); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -548,6 +548,7 @@ func TestEmptyUserIsLoggedOnceAMinute(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.logger = zap.New(core)
+		h.pool = &pool{counters: new(counters)}
 		for range 120 {
 			r, w := newRequest("GET", "/documents/doc")
 			if err := h.ServeHTTP(w, r, new(app)); err == nil {

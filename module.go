@@ -256,6 +256,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
 	apiKey, err := resolveKey(settings.apiKey)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
@@ -71,6 +72,10 @@ type pool struct {
 	failureLog logGate
 
 	noExpWarned atomic.Bool
+
+	counters     *counters // outlives the pool
+	mintDuration prometheus.Observer
+	trouble      trouble
 }
 
 // tenant is what a loaded config lends to the pool: it ends with the config.
@@ -109,19 +114,21 @@ func (a *account) cacheKey(name string) []byte {
 // there is none.
 func joinPool(settings poolSettings, endpoint *url.URL, t *tenant) (*pool, error) {
 	value, _, err := pools.LoadOrNew(settings, func() (caddy.Destructor, error) {
-		cache, err := newTokenCache(settings.cacheSize)
-		if err != nil {
-			return nil, err
-		}
 		p := &pool{
 			settings:  settings,
 			endpoint:  endpoint,
-			cache:     cache,
+			counters:  new(counters),
 			limiter:   rate.NewLimiter(rate.Limit(settings.rate), settings.burst),
 			keyChecks: rate.NewLimiter(keyCheckRate, keyCheckRate),
 			started:   time.Now(),
 		}
+		var err error
+		if p.cache, err = newTokenCache(settings.cacheSize, &p.counters.cacheRejected); err != nil {
+			return nil, err
+		}
 		p.account.Store(&t.credential.Load().account)
+		p.mintDuration = mintDuration.WithLabelValues(endpoint.Host)
+		enterLedger(p)
 		return p, nil
 	})
 	if err != nil {
@@ -133,16 +140,6 @@ func joinPool(settings poolSettings, endpoint *url.URL, t *tenant) (*pool, error
 	p.tenants = append(p.tenants, t)
 	p.activate()
 	return p, nil
-}
-
-// allPools returns the pools that are in use.
-func allPools() []*pool {
-	var all []*pool
-	pools.Range(func(_, value any) bool { // under a lock that reloads wait for
-		all = append(all, value.(*pool))
-		return true
-	})
-	return all
 }
 
 // leave takes a tenant out. The pool ends with the last one.
@@ -170,6 +167,7 @@ func (p *pool) activate() {
 // that wait for them; each ends by its timeout.
 func (p *pool) Destruct() error {
 	p.cache.close()
+	leaveLedger(p, time.Now())
 	return nil
 }
 
@@ -365,10 +363,11 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, f *failure) {
 	}
 	if f = p.backoff.settle(admission, f, now); f != nil {
 		if !f.gaveWay {
-			p.logFailure(f)
+			p.failed(f, now)
 		}
 		return nil, f
 	}
+	p.worked(now)
 	return t, nil
 }
 
@@ -444,7 +443,7 @@ func (p *pool) mint(ctx context.Context, name string, a *ask) (*token, *failure)
 	for attempt := 0; ; attempt++ {
 		tenant := p.active.Load()
 		credential := tenant.credential.Load()
-		minted, err := mintToken(ctx, tenant.transport, p.endpoint, credential.apiKey, a)
+		minted, err := p.askAPI(ctx, tenant.transport, credential.apiKey, a)
 		if err == nil {
 			if !minted.hasExp && p.noExpWarned.CompareAndSwap(false, true) {
 				tenant.logger.Warn("the API's token has no exp; taking the one that was asked for", zap.Duration("ttl", a.ttl))
@@ -460,6 +459,26 @@ func (p *pool) mint(ctx context.Context, name string, a *ask) (*token, *failure)
 			return nil, f
 		}
 	}
+}
+
+// askAPI sends one request and counts it.
+func (p *pool) askAPI(ctx context.Context, transport http.RoundTripper, apiKey string, a *ask) (mintReply, error) {
+	start := time.Now()
+	result := outcome(reasonUnavailable) // if it panics
+	p.counters.inFlight.Add(1)
+	defer func() {
+		p.counters.inFlight.Add(-1)
+		p.counters.countMint(result)
+		p.mintDuration.Observe(time.Since(start).Seconds())
+	}()
+	minted, err := mintToken(ctx, transport, p.endpoint, apiKey, a)
+	if err != nil {
+		result = outcome(asFailure(err).reason)
+		return mintReply{}, err
+	}
+	result = outcomeOK
+	p.counters.lastMint.Store(time.Now().UnixNano())
+	return minted, nil
 }
 
 // useAccount has the tokens of this account looked up from now on.
@@ -490,6 +509,7 @@ func (p *pool) waitForRate(ctx context.Context) *failure {
 	}
 	if deadline, ok := ctx.Deadline(); ok && now.Add(delay).After(deadline) {
 		reservation.CancelAt(now)
+		p.counters.rateLimited.Add(1)
 		return &failure{
 			reason:  reasonRateLimited,
 			err:     fmt.Errorf("over mint_rate: %d tokens wait to be minted; strangers may be asking for made-up documents, or mint_rate is too low", int(delay.Seconds()*p.settings.rate)),
@@ -537,11 +557,43 @@ func (p *pool) credential() *credential { return p.active.Load().credential.Load
 
 func (p *pool) logger() *zap.Logger { return p.active.Load().logger }
 
-// logFailure tells the operator why tokens cannot be minted.
-func (p *pool) logFailure(f *failure) {
-	suppressed, ok := p.failureLog.open(f.reason, time.Now())
+// trouble is what an operator asks first: what fails, and since when.
+type trouble struct {
+	mu     sync.Mutex
+	last   *failure // the latest failure; nil if there was none
+	at     time.Time
+	since  time.Time // of the first failure that no success has followed; zero while all is well
+	logged bool      // whether the log says so
+}
+
+// failed records a failure and tells the operator.
+func (p *pool) failed(f *failure, now time.Time) {
+	logged := p.logFailure(f, now)
+	p.trouble.mu.Lock()
+	defer p.trouble.mu.Unlock()
+	p.trouble.last, p.trouble.at = f, now
+	if p.trouble.since.IsZero() {
+		p.trouble.since = now
+	}
+	p.trouble.logged = p.trouble.logged || logged
+}
+
+// worked records a success and tells the operator, if the log has failures.
+func (p *pool) worked(now time.Time) {
+	p.trouble.mu.Lock()
+	since, logged := p.trouble.since, p.trouble.logged
+	p.trouble.since, p.trouble.logged = time.Time{}, false
+	p.trouble.mu.Unlock()
+	if logged {
+		p.logger().Info("session tokens are minted again", zap.Duration("after", now.Sub(since)))
+	}
+}
+
+// logFailure tells the operator why tokens cannot be minted, and reports whether it did.
+func (p *pool) logFailure(f *failure, now time.Time) bool {
+	suppressed, ok := p.failureLog.open(f.reason, now)
 	if !ok {
-		return
+		return false
 	}
 	log := p.logger().Warn
 	if f.misconfigured {
@@ -551,4 +603,5 @@ func (p *pool) logFailure(f *failure) {
 		zap.String("reason", string(f.reason)),
 		zap.Error(f),
 		zap.Int("suppressed", suppressed))
+	return true
 }

@@ -108,6 +108,13 @@ func (f *fakeAPI) keys() []string {
 	return keys
 }
 
+var endpoints atomic.Int64
+
+// newEndpoint is an endpoint of the test's own, so that its metrics are as well.
+func newEndpoint() *url.URL {
+	return &url.URL{Scheme: "https", Host: fmt.Sprintf("api%d.example.com", endpoints.Add(1)), Path: "/viewer/sessions"}
+}
+
 var testEndpoint = &url.URL{Scheme: "https", Host: "api.example.com", Path: "/viewer/sessions"}
 
 // failing answers with a status and body.
@@ -154,7 +161,7 @@ func withPool(t *testing.T, change func(*poolSettings), test func(*testing.T, *p
 		}
 		api := new(fakeAPI)
 		tenant := newTenant(api, zap.NewNop(), "pdf_live_test")
-		p, err := joinPool(settings, testEndpoint, tenant)
+		p, err := joinPool(settings, newEndpoint(), tenant)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -30,7 +30,7 @@ const (
 // token. The app is asked first, and gets no token: if it answers 204, the
 // browser gets one. Any other answer of the app passes as it is.
 func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, visit *visit, template *askTemplate) error {
-	visit.bypass()
+	visit.bypass() // unless the app says yes
 	rejected := r.Header.Get(rejectedHeader)
 	carrier{header: rejectedHeader}.strip(r)
 
@@ -51,6 +51,7 @@ func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next cadd
 	err := next.ServeHTTP(recorder, r)
 	answer.dropTrailers(w.Header())
 	if err != nil || !recorder.Buffered() || recorder.Status() != http.StatusNoContent {
+		h.bypass(visit)
 		return err
 	}
 
@@ -64,6 +65,7 @@ func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next cadd
 	if f != nil {
 		return h.failSession(w, visit, f)
 	}
+	h.pool.counters.countRequest(result)
 	visit.set(result, token, nil)
 	return writeSession(w, r, token)
 }

@@ -1,0 +1,424 @@
+package viewersession
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	dto "github.com/prometheus/client_model/go"
+	"go.uber.org/zap"
+)
+
+// gather returns the metrics of an endpoint, by name and labels. Any order of
+// handlers and reloads registers them once for each registry.
+func gather(t *testing.T, endpoint string) map[string]float64 {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	for range 2 {
+		if err := registerMetrics(registry); err != nil {
+			t.Fatal(err)
+		}
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make(map[string]float64)
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			name, mine := strings.TrimPrefix(family.GetName(), "caddy_viewer_session_"), false
+			for _, label := range metric.GetLabel() {
+				if label.GetName() == "endpoint" {
+					mine = label.GetValue() == endpoint
+					continue
+				}
+				name += " " + label.GetValue()
+			}
+			if !mine {
+				continue
+			}
+			switch family.GetType() {
+			case dto.MetricType_COUNTER:
+				values[name] = metric.GetCounter().GetValue()
+			case dto.MetricType_HISTOGRAM:
+				values[name] = float64(metric.GetHistogram().GetSampleCount())
+			default:
+				values[name] = metric.GetGauge().GetValue()
+			}
+		}
+	}
+	return values
+}
+
+// changed returns what has changed, sorted.
+func changed(before, after map[string]float64) string {
+	differences := make(map[string]float64)
+	for name, value := range after {
+		if d := value - before[name]; d != 0 {
+			differences[name] = d
+		}
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(fmt.Sprint(differences), "map["), "]")
+}
+
+func TestMetricsAreWellFormed(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		registry := prometheus.NewPedanticRegistry()
+		if err := registerMetrics(registry); err != nil {
+			t.Fatal(err)
+		}
+		problems, err := testutil.GatherAndLint(registry)
+		if err != nil || len(problems) > 0 {
+			t.Errorf("%v, %v", err, problems)
+		}
+		// Exactly those of the contract; store_operations_total comes with a store.
+		want := []string{
+			"requests_total", "mints_total", "mint_duration_seconds", "mints_in_flight", "last_mint_timestamp_seconds",
+			"backoff_until_timestamp_seconds", "rate_limited_total", "cached_tokens", "cached_bytes", "cache_rejected_total",
+		}
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(map[string]bool)
+		for _, family := range families {
+			got[family.GetName()] = true
+		}
+		for _, name := range want {
+			if !got["caddy_viewer_session_"+name] {
+				t.Errorf("%s is missing", name)
+			}
+		}
+		if len(got) != len(want) {
+			t.Errorf("%d metrics, want %d: %v", len(got), len(want), got)
+		}
+		// All values of labels are there from the start, so that rates are right.
+		values := gather(t, p.endpoint.Host)
+		for _, r := range results {
+			if _, ok := values["requests_total "+string(r)]; !ok {
+				t.Errorf("no requests_total for %s", r)
+			}
+		}
+		for _, o := range outcomes {
+			if _, ok := values["mints_total "+string(o)]; !ok {
+				t.Errorf("no mints_total for %s", o)
+			}
+		}
+	})
+}
+
+// Each result of a request and each outcome of a mint is counted once.
+func TestWhatIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := new(fakeAPI)
+		h := newTestHandler(t, api, `viewer_session {
+			document_path /documents/:id {
+				session_path /documents/:id/session
+			}
+			document_path /users/:id {
+				user_id {http.auth.user.id}
+			}
+		}`)
+		serve := func(method, target string) func() {
+			return func() {
+				r, w := newRequest(method, target)
+				_ = h.ServeHTTP(w, r, new(app))
+				synctest.Wait()
+			}
+		}
+		answer := func(answer func(mintRequest) (*http.Response, error), document string) func() {
+			return func() {
+				api.set(answer)
+				serve("GET", "/documents/"+document)()
+				api.set(nil)
+				time.Sleep(5 * time.Minute)
+				serve("GET", "/elsewhere")()
+			}
+		}
+		for _, step := range []struct {
+			name string
+			do   func()
+			want string
+		}{
+			{"minted", serve("GET", "/documents/a"), "cached_bytes:B cached_tokens:1 last_mint_timestamp_seconds:T mint_duration_seconds:1 mints_total ok:1 requests_total minted:1"},
+			{"hit", serve("GET", "/documents/a"), "requests_total hit:1"},
+			{"no viewer route", serve("GET", "/elsewhere"), ""},
+			{"no canonical path", serve("GET", "/documents/a%2Fb"), ""},
+			{"bypass", serve("OPTIONS", "/documents/a"), "requests_total bypass:1"},
+			{"a session that the app refuses", serve("GET", "/documents/a/session"), "requests_total bypass:1"},
+			{"a session by another method", serve("POST", "/documents/a/session"), "requests_total bypass:1"},
+			{"a session", func() {
+				r, w := newRequest("GET", "/documents/a/session")
+				_ = h.ServeHTTP(w, r, appAnswering(204))
+			}, "requests_total hit:1"},
+			{"a session for another site", func() {
+				r, w := newRequest("GET", "/documents/a/session", "Sec-Fetch-Site", "cross-site")
+				_ = h.ServeHTTP(w, r, appAnswering(204))
+			}, "requests_total error:1"},
+			{"no user", serve("GET", "/users/a"), "requests_total error:1"},
+			{"key refused", answer(failing(403), "b"), "mint_duration_seconds:1 mints_total key_refused:1 requests_total error:1"},
+			{"rejected", answer(failing(422), "c"), "mint_duration_seconds:1 mints_total rejected:1 requests_total error:1"},
+			{"not found", answer(failing(404), "d"), "mint_duration_seconds:1 mints_total rejected:1 requests_total error:1"},
+			{"throttled", answer(failing(429), "e"), "mint_duration_seconds:1 mints_total throttled:1 requests_total error:1"},
+			{"unavailable", answer(failing(500), "f"), "mint_duration_seconds:1 mints_total unavailable:1 requests_total error:1"},
+			{"timeout", answer(hanging, "g"), "mint_duration_seconds:1 mints_total timeout:1 requests_total error:1"},
+			{"invalid reply", answer(func(mintRequest) (*http.Response, error) {
+				return respond(&http.Request{URL: testEndpoint}, 201, `{}`), nil
+			}, "h"), "mint_duration_seconds:1 mints_total invalid_reply:1 requests_total error:1"},
+			{"refused and sent again", answer(refusing, "i"), "mint_duration_seconds:2 mints_total unavailable:2 requests_total error:1"},
+		} {
+			before := gather(t, h.pool.endpoint.Host)
+			step.do()
+			after := gather(t, h.pool.endpoint.Host)
+			got := changed(before, after)
+			for word := range strings.FieldsSeq(got) {
+				if value, ok := strings.CutPrefix(word, "cached_bytes:"); ok {
+					got = strings.Replace(got, word, "cached_bytes:B", 1)
+					if value == "0" {
+						t.Error("no bytes")
+					}
+				}
+				if strings.HasPrefix(word, "last_mint_timestamp_seconds:") {
+					got = strings.Replace(got, word, "last_mint_timestamp_seconds:T", 1)
+				}
+			}
+			if got != step.want {
+				t.Errorf("%s: changed %s, want %s", step.name, got, step.want)
+			}
+		}
+	})
+}
+
+func TestGaugesOfMinting(t *testing.T) {
+	withPool(t, func(s *poolSettings) { s.rate, s.burst = 1, 3 }, func(t *testing.T, p *poolTest) {
+		before := gather(t, p.endpoint.Host)
+		p.api.delay = time.Second
+		var wg sync.WaitGroup
+		for i := range 3 {
+			wg.Go(func() { p.asked(fmt.Sprint("doc", i), resultMinted) })
+		}
+		synctest.Wait()
+		if got := gather(t, p.endpoint.Host)["mints_in_flight"]; got != 3 {
+			t.Errorf("%v mints in flight, want 3", got)
+		}
+		wg.Wait()
+		after := gather(t, p.endpoint.Host)
+		if after["mints_in_flight"] != 0 {
+			t.Errorf("%v mints in flight in the end", after["mints_in_flight"])
+		}
+		if got := after["last_mint_timestamp_seconds"]; got != float64(time.Now().Unix()) {
+			t.Errorf("the last mint was at %v, want %d", got, time.Now().Unix())
+		}
+		if got := after["cached_tokens"] - before["cached_tokens"]; got != 3 {
+			t.Errorf("%v tokens, want 3", got)
+		}
+		// Over mint_rate.
+		p.api.delay = 0
+		for i := range 20 {
+			wg.Go(func() { _, _, _ = p.get(t.Context(), testAsk(fmt.Sprint("more", i))) })
+		}
+		wg.Wait()
+		if got := gather(t, p.endpoint.Host)["rate_limited_total"] - before["rate_limited_total"]; got < 10 {
+			t.Errorf("%v rate limited", got)
+		}
+		p.purge("")
+		if got := gather(t, p.endpoint.Host); got["cached_tokens"] != before["cached_tokens"] || got["cached_bytes"] != before["cached_bytes"] {
+			t.Errorf("%v tokens and %v bytes after a purge", got["cached_tokens"], got["cached_bytes"])
+		}
+	})
+}
+
+func TestGaugeOfBackoff(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		until := func() float64 { return gather(t, p.endpoint.Host)["backoff_until_timestamp_seconds"] }
+		p.want("doc", resultMinted)
+		if until() != 0 {
+			t.Error("in back-off, although all is well")
+		}
+		p.api.set(failing(429, "Retry-After", "20"))
+		p.wantFailure("other", reasonThrottled)
+		if got, want := until(), float64(time.Now().Add(20*time.Second).Unix()); got != want {
+			t.Errorf("until %v, want %v", got, want)
+		}
+		time.Sleep(21 * time.Second)
+		if until() != 0 {
+			t.Error("the time is over")
+		}
+		p.api.set(refusing)
+		for i := range rowLength {
+			p.wantFailure(fmt.Sprint("new", i), reasonUnavailable)
+		}
+		if got := until(); got <= float64(time.Now().Unix()) {
+			t.Errorf("until %v with the API down", got)
+		}
+	})
+}
+
+// A pool that ends takes nothing of what was counted with it, at no moment.
+func TestCountersOutliveTheirPool(t *testing.T) {
+	endpoint := newEndpoint()
+	before := gather(t, endpoint.Host)
+	stop := make(chan struct{})
+	var scraping sync.WaitGroup
+	scraping.Go(func() { // no scrape may see a counter go back
+		last := 0.0
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			sum := sumByEndpoint(time.Now())[endpoint.Host]
+			if sum == nil {
+				continue
+			}
+			now := float64(sum.mints[0].Load())
+			if now < last {
+				t.Errorf("mints_total went from %v to %v", last, now)
+				return
+			}
+			last = now
+		}
+	})
+	for i := range 20 {
+		h, err := parseTestHandler(oneRoute)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		h.tenant = newTenant(new(fakeAPI), zap.NewNop(), testKey)
+		if h.pool, err = joinPool(testSettings(t), endpoint, h.tenant); err != nil {
+			t.Error(err)
+			break
+		}
+		r, w := newRequest("GET", fmt.Sprint("/documents/doc", i))
+		if err := h.ServeHTTP(w, r, new(app)); err != nil {
+			t.Error(err)
+		}
+		if err := h.pool.leave(h.tenant); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	scraping.Wait()
+	after := gather(t, endpoint.Host)
+	if got := after["mints_total ok"]; got != 20 {
+		t.Errorf("%v mints are counted, want 20", got)
+	}
+	if after["cached_tokens"] != before["cached_tokens"] {
+		t.Errorf("tokens of pools that ended are still counted: %v", after["cached_tokens"])
+	}
+	if got := after["requests_total minted"] - before["requests_total minted"]; got != 20 {
+		t.Errorf("%v requests are counted, want 20", got)
+	}
+}
+
+// What ended long ago is kept as a sum.
+func TestLedgerStaysSmall(t *testing.T) {
+	endpoint := newEndpoint()
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(100 * 365 * 24 * time.Hour) // after what other tests left behind
+		for range 50 {
+			p := &pool{endpoint: endpoint, counters: new(counters)}
+			p.counters.countMint(outcomeOK)
+			enterLedger(p)
+			leaveLedger(p, time.Now())
+			p.counters.countMint(outcomeOK) // of a request that began before
+			time.Sleep(time.Minute)
+		}
+		leaveLedger(&pool{endpoint: endpoint, counters: new(counters)}, time.Now())
+	})
+	ledger.Lock()
+	defer ledger.Unlock()
+	single := 0
+	for _, ended := range ledger.ended {
+		if ended.endpoint == endpoint.Host {
+			single++
+		}
+	}
+	sum := 0
+	for _, ended := range ledger.ended {
+		if ended.endpoint == endpoint.Host {
+			sum += int(ended.counters.mints[0].Load())
+		}
+	}
+	sum += int(ledger.total[endpoint.Host].mints[0].Load())
+	if single > 5 || sum != 100 {
+		t.Errorf("%d ended pools are kept one by one, and %d mints are counted, want 100", single, sum)
+	}
+}
+
+func TestCacheCountsItsTokens(t *testing.T) {
+	c := newTestCache(t, minCacheSize)
+	now := time.Now()
+	check := func(when string) {
+		t.Helper()
+		c.main.Wait()
+		stored := 0
+		c.main.IterValues(func(*token) bool { stored++; return false })
+		if got := c.count.Load(); got != int64(stored) {
+			t.Errorf("%s: %d tokens are counted, and %d there", when, got, stored)
+		}
+	}
+	for i := range 3000 { // more than fit
+		c.put(cachedToken(longKey("key", i)), now)
+	}
+	check("full")
+	for i := range 500 { // again
+		c.put(cachedToken(longKey("key", i)), now)
+	}
+	check("stored again")
+	tokens, bytes := c.size()
+	if tokens < 100 || bytes > minCacheSize || bytes < tokens*900 {
+		t.Errorf("%d tokens in %d bytes", tokens, bytes)
+	}
+	c.main.UpdateMaxCost(1) // from now on ristretto rejects every new key
+	before := c.rejected.Load()
+	for i := range 100 {
+		c.put(cachedToken(longKey("new", i)), now)
+	}
+	check("turned away")
+	if got := c.rejected.Load() - before; got != 100 {
+		t.Errorf("%d are counted as turned away, want 100", got)
+	}
+	c.main.UpdateMaxCost(minCacheSize)
+	c.purge("", now)
+	check("purged")
+	c.close()
+	if tokens, _ := c.size(); tokens != int64(len(c.recent.tokens)) {
+		t.Errorf("%d tokens after the cache was closed", tokens)
+	}
+}
+
+func TestScrapeIsFormatted(t *testing.T) {
+	h := newTestHandler(t, new(fakeAPI), oneRoute)
+	r, w := newRequest("GET", "/documents/secret-document-name")
+	if err := h.ServeHTTP(w, r, new(app)); err != nil {
+		t.Fatal(err)
+	}
+	registry := prometheus.NewRegistry()
+	if err := registerMetrics(registry); err != nil {
+		t.Fatal(err)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		text := family.String()
+		if strings.Contains(text, "secret-document-name") || strings.Contains(text, testKey) || strings.Contains(text, "eyJ") {
+			t.Errorf("%s tells too much: %s", family.GetName(), text)
+		}
+	}
+}
+
+// longKey is long enough to be one of a token.
+func longKey(name string, i int) string {
+	return string(append(make([]byte, len(account{})), testAsk(fmt.Sprint(name, i)).appendKey(nil)...))
+}
