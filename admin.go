@@ -57,32 +57,29 @@ func (adminAPI) purge(w http.ResponseWriter, r *http.Request) error {
 	return writeAdminJSON(w, purged)
 }
 
-// readPurge returns the document to purge, or nothing for all.
+// readPurge returns the document to purge, or nothing for all. The body is an
+// object with exactly one member: of two, one would not be what was meant.
 func readPurge(body io.Reader) (documentID string, err error) {
 	text, err := io.ReadAll(body)
 	if err != nil {
 		return "", fmt.Errorf("reading the request: %w", err)
 	}
-	var asked struct {
-		DocumentID *string `json:"document_id"`
-		All        *bool   `json:"all"`
-	}
 	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	err = dec.Decode(&asked)
-	if err == nil {
-		_, err = dec.Token()
+	var value any
+	begin, err1 := dec.Token()
+	name, err2 := dec.Token()
+	err3 := dec.Decode(&value)
+	end, err4 := dec.Token()
+	_, err5 := dec.Token()
+	if errors.Join(err1, err2, err3, err4) == nil && begin == json.Delim('{') && end == json.Delim('}') && errors.Is(err5, io.EOF) {
+		if id, ok := value.(string); ok && name == "document_id" && id != "" {
+			return id, nil
+		}
+		if name == "all" && value == true {
+			return "", nil
+		}
 	}
-	byID := asked.DocumentID != nil && *asked.DocumentID != ""
-	all := asked.All != nil && *asked.All
-	switch {
-	case errors.Is(err, io.EOF) && byID && asked.All == nil:
-		return *asked.DocumentID, nil
-	case errors.Is(err, io.EOF) && all && asked.DocumentID == nil:
-		return "", nil
-	default:
-		return "", errors.New(`say what to purge: {"document_id": "ID"} or {"all": true}, and nothing else`)
-	}
+	return "", errors.New(`say what to purge: {"document_id": "ID"} or {"all": true}, and nothing else`)
 }
 
 func allowOnly(method string, w http.ResponseWriter, r *http.Request) error {

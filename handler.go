@@ -179,6 +179,7 @@ type visit struct {
 	result     result
 	expiresAt  int64
 	failure    *failure
+	rejected   string // the token that a browser says was rejected
 
 	carriers []carrier  // what has been injected and not been taken off yet
 	header   [1]string  // the header's value; never shared with the cache

@@ -331,6 +331,7 @@ func (r Route) hasPages() bool { return len(r.Paths) > 0 || len(r.SessionPaths) 
 // checkRoutes refuses what can never have an effect.
 func (h *Handler) checkRoutes() error {
 	defaultIDUsed := false
+	var sessions []*pattern // that match whatever the id is
 	seen := make(map[string]*route)
 	for _, r := range h.routes {
 		defaultIDUsed = defaultIDUsed || h.DocumentID != "" && r.documentID == h.DocumentID
@@ -341,6 +342,14 @@ func (h *Handler) checkRoutes() error {
 				return fmt.Errorf("pattern %q stands twice: the second never matches; remove one", p.text)
 			}
 			seen[path] = r
+			for _, first := range sessions {
+				if first.covers(p) {
+					return fmt.Errorf("pattern %q never matches: session paths come first, and %q matches the same; make that one narrower", p.text, first.text)
+				}
+			}
+			if r.session && r.documentID == "" {
+				sessions = append(sessions, p)
+			}
 		}
 	}
 	if h.DocumentID != "" && !defaultIDUsed {

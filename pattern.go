@@ -109,6 +109,32 @@ func parseSegment(s string) (segment, error) {
 	return segment{kind: idSegment, prefix: strings.ToLower(before), suffix: strings.ToLower(suffix)}, nil
 }
 
+// covers reports whether a pattern matches all that another one does, whatever
+// the ids look like.
+func (p *pattern) covers(other *pattern) bool {
+	if p.hasID {
+		return false // it depends on the id
+	}
+	for i, segment := range p.segments {
+		if i >= len(other.segments) {
+			return false
+		}
+		if segment.kind == anySegment {
+			if i == len(p.segments)-1 {
+				return true
+			}
+			if other.rest && i == len(other.segments)-1 {
+				return false
+			}
+			continue
+		}
+		if segment != other.segments[i] {
+			return false
+		}
+	}
+	return len(p.segments) == len(other.segments)
+}
+
 // isNameByte is true for what Caddy's url_pattern would read as part of the
 // name after a colon, so that :identity is not taken for :id and a suffix.
 func isNameByte(c byte) bool {

@@ -634,3 +634,34 @@ func FuzzCanonicalPath(f *testing.F) {
 		}
 	})
 }
+
+func TestPatternsThatCoverOthers(t *testing.T) {
+	for _, test := range []struct {
+		first, second string
+		want          bool
+	}{
+		{"/*", "/a", true},
+		{"/*", "/a/:id/b", true},
+		{"/*", "/", false},
+		{"/a/*", "/a/:id", true},
+		{"/a/*", "/a", false},
+		{"/a/*", "/b/:id", false},
+		{"/A/*", "/a/:id", true},
+		{"/a/*/b", "/a/:id/b", true},
+		{"/a/*/b", "/a/:id/c", false},
+		{"/a/*/b", "/a/:id", false},
+		{"/a/*/b", "/a/*", false},
+		{"/a/*/b", "/a/b/*/b", false},
+		{"/a/b", "/a/b", true},
+		{"/a/b", "/a/*", false},
+		{"/a/b", "/a/:id", false},
+		{"/*/b", "/*", false},
+		{"/*/b/*", "/a/b/:id", true},
+		{"/a/:id", "/a/:id", false}, // it depends on the id's format
+		{"/a/:id/*", "/a/:id/b", false},
+	} {
+		if got := mustParsePattern(t, test.first).covers(mustParsePattern(t, test.second)); got != test.want {
+			t.Errorf("%s covers %s: %t", test.first, test.second, got)
+		}
+	}
+}

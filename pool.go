@@ -239,8 +239,12 @@ func (p *pool) formerToken(key []byte) *token {
 // is still the cached one, it is replaced.
 func (p *pool) getAnother(ctx context.Context, a *ask, rejected string) (*token, result, *failure) {
 	key := p.account.Load().cacheKey(string(a.appendKey(nil)))
+	now := time.Now()
 	cached := p.cache.get(key)
-	if cached.freshness(time.Now(), 0) == expired || !cached.is(rejected) {
+	if cached.freshness(now, 0) == expired {
+		cached = p.formerToken(key)
+	}
+	if cached.freshness(now, 0) == expired || !cached.is(rejected) {
 		return p.get(ctx, a)
 	}
 	return p.await(ctx, string(key), a, cached)
@@ -339,13 +343,18 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, f *failure) {
 		}
 	}()
 	began := p.cache.purges.now()
-	cached := p.cache.get(p.account.Load().cacheKey(name))
-	if cached == e.rejected && cached.freshness(time.Now(), 0) != expired {
-		if f := p.claimReplacement(cached, time.Now()); f != nil {
+	key, now := p.account.Load().cacheKey(name), time.Now()
+	cached := p.cache.get(key)
+	if cached != e.rejected && cached.freshness(now, a.minRemaining) == fresh && !p.cache.purges.cover(cached) {
+		return cached, nil // published between the look-up and this flight
+	}
+	if e.rejected.freshness(now, 0) != expired {
+		if f := p.claimReplacement(e.rejected, now); f != nil {
 			return nil, f
 		}
-	} else if cached.freshness(time.Now(), a.minRemaining) == fresh && !p.cache.purges.cover(cached) {
-		return cached, nil // published between the look-up and this flight
+	}
+	if cached == nil {
+		cached = p.formerToken(key)
 	}
 	admission, f := p.backoff.admit(name, a.documentID, time.Now())
 	if f != nil && f.reason == reasonKeyRefused && p.refreshKey(p.credential()) {
@@ -355,7 +364,7 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, f *failure) {
 		return nil, f
 	}
 	t, f = p.mintAdmitted(name, a, e, began)
-	now := time.Now()
+	now = time.Now()
 	if f == nil {
 		p.mintedAt.Store(int64(p.elapsed(now)))
 	} else if cached != nil && !f.gaveWay {

@@ -1,6 +1,7 @@
 package viewersession
 
 import (
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,7 +39,7 @@ func (l *purgeLog) add(documentID string, now time.Time) {
 		if l.documents == nil || now.After(l.until) {
 			l.documents, l.before, l.until = make(map[string]era), l.documents, now.Add(purgeMemory)
 		}
-		l.documents[documentID] = began
+		l.documents[strings.ToLower(documentID)] = began
 	}
 	l.latest.Store(uint64(began))
 }
@@ -50,6 +51,6 @@ func (l *purgeLog) cover(t *token) bool {
 	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	document := documentOf(t.key[len(account{}):])
+	document := strings.ToLower(documentOf(t.key[len(account{}):])) // the API may take ids as the same that differ in case
 	return t.era < max(l.all, l.documents[document], l.before[document])
 }

@@ -42,6 +42,17 @@ func TestPurgeOfOneDocument(t *testing.T) {
 	})
 }
 
+// The API may take ids as the same that differ in case.
+func TestPurgeIgnoresCase(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.want("01ABC", resultMinted)
+		if n := p.purge("01abc"); n != 1 {
+			t.Errorf("%d tokens purged, want 1", n)
+		}
+		p.want("01ABC", resultMinted)
+	})
+}
+
 func TestPurgeOfAll(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		for i := range 10 {
@@ -206,6 +217,8 @@ func TestPurgeThroughTheAdminAPI(t *testing.T) {
 			``, `{}`, `null`, `"a"`, `[]`, `a`, `{"document_id": ""}`, `{"document_id": null}`, `{"document_id": 1}`, `{"document_id": ["a"]}`,
 			`{"all": false}`, `{"all": null}`, `{"all": "true"}`, `{"all": 1}`, `{"document_id": "a", "all": true}`, `{"document_id": "a", "all": false}`,
 			`{"document_id": "", "all": true}`, `{"document_id": "a", "user_id": "b"}`, `{"all": true} {}`, `{"all": true}]`, `{"document_id": "a"`, `document_id=a`,
+			`{"all": true, "document_id": null}`, `{"all": null, "document_id": "a"}`, `{"document_id": "a", "document_id": "b"}`, `{"DOCUMENT_ID": "a"}`,
+			`{"all": false, "ALL": true}`, `{"All": true}`, `["document_id", "a"]`, `{"document_id": {"all": true}}`,
 			`{"document_id": "` + strings.Repeat("a", maxPurgeBytes) + `"}`,
 		} {
 			_, err := purge("POST", body)

@@ -1,11 +1,12 @@
 package viewersession
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -31,7 +32,9 @@ const (
 // browser gets one. Any other answer of the app passes as it is.
 func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, visit *visit, template *askTemplate) error {
 	visit.bypass() // unless the app says yes
-	rejected := r.Header.Get(rejectedHeader)
+	if rejected := r.Header.Get(rejectedHeader); rejected != "" {
+		visit.rejected = rejected
+	}
 	carrier{header: rejectedHeader}.strip(r)
 
 	fetches := (r.Method == http.MethodGet || r.Method == http.MethodHead) && !getsNone(r)
@@ -43,31 +46,89 @@ func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next cadd
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	ask, missing := template.resolve(repl, visit.documentID)
 
-	answer := new(appAnswer)
-	recorder := caddyhttp.NewResponseRecorder(w, new(bytes.Buffer), func(status int, header http.Header) bool {
-		answer.take(header)
-		return fetches && status == http.StatusNoContent
-	})
-	err := next.ServeHTTP(recorder, r)
-	answer.dropTrailers(w.Header())
-	if err != nil || !recorder.Buffered() || recorder.Status() != http.StatusNoContent {
+	guard := &answerGuard{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, fetches: fetches}
+	err := next.ServeHTTP(guard, r)
+	dropAnswer(w.Header())
+	if err != nil || !guard.saidYes {
 		h.bypass(visit)
 		return err
 	}
 
-	// The app said yes.
-	f := answer.apply(&ask, &missing, h.fits)
+	f := guard.answer.apply(&ask, &missing, h.fits)
 	visit.documentID = ask.documentID
 	if f != nil {
 		return h.failSession(w, visit, f)
 	}
-	token, result, f := h.pool.getAnother(r.Context(), &ask, rejected)
+	token, result, f := h.pool.getAnother(r.Context(), &ask, visit.rejected)
 	if f != nil {
 		return h.failSession(w, visit, f)
 	}
 	h.pool.counters.countRequest(result)
 	visit.set(result, token, nil)
 	return writeSession(w, r, token)
+}
+
+// answerGuard holds the app's 204 back and lets everything else pass, but for
+// what the app tells the gateway in headers. It buffers nothing.
+type answerGuard struct {
+	caddyhttp.ResponseWriterWrapper
+	fetches     bool // whether a 204 is a yes
+	wroteHeader bool
+	saidYes     bool
+	answer      appAnswer
+}
+
+func (g *answerGuard) WriteHeader(status int) {
+	header := g.Header()
+	switch {
+	case g.saidYes:
+	case g.wroteHeader:
+		g.ResponseWriter.WriteHeader(status)
+	case status < 200 && status != http.StatusSwitchingProtocols: // informational: the final header is still to come
+		said := takeAnswer(header)
+		g.ResponseWriter.WriteHeader(status)
+		said.putBack(header)
+	default:
+		g.wroteHeader = true
+		g.answer = takeAnswer(header)
+		if g.saidYes = g.fetches && status == http.StatusNoContent; !g.saidYes {
+			g.ResponseWriter.WriteHeader(status)
+		}
+	}
+}
+
+func (g *answerGuard) writeHeader() {
+	if !g.wroteHeader {
+		g.WriteHeader(http.StatusOK)
+	}
+}
+
+func (g *answerGuard) Write(p []byte) (int, error) {
+	g.writeHeader()
+	if g.saidYes {
+		return len(p), nil // there is no body with a 204
+	}
+	return g.ResponseWriter.Write(p)
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (g *answerGuard) ReadFrom(r io.Reader) (int64, error) {
+	g.writeHeader()
+	if g.saidYes {
+		return io.Copy(io.Discard, r)
+	}
+	return g.ResponseWriterWrapper.ReadFrom(r)
+}
+
+// FlushError is what http.ResponseController looks for. Flushing writes the
+// header as well.
+func (g *answerGuard) FlushError() error {
+	g.writeHeader()
+	if g.saidYes {
+		return nil
+	}
+	//nolint:bodyclose // there is no body here
+	return http.NewResponseController(g.ResponseWriter).Flush()
 }
 
 // failSession answers with an error: on_error has no say here, since the
@@ -87,6 +148,7 @@ func writeSession(w http.ResponseWriter, r *http.Request, token *token) error {
 	}
 	header := w.Header()
 	keepPrivate(header)
+	header.Del("Date") // the app's: net/http sets ours, by which the page knows how far its own clock is off
 	header.Set("Content-Type", "application/json")
 	header.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(http.StatusOK)
@@ -100,16 +162,24 @@ func writeSession(w http.ResponseWriter, r *http.Request, token *token) error {
 // What the app said of its own, empty answer goes; its cookies stay.
 func keepPrivate(header http.Header) {
 	for name := range header {
-		if strings.HasPrefix(name, "Content-") || strings.HasPrefix(name, "Access-Control-") {
+		if strings.HasPrefix(name, "Access-Control-") {
 			delete(header, name)
 		}
 	}
-	for _, name := range append([]string{"Etag", "Last-Modified", "Expires", "Accept-Ranges", "Trailer", "Timing-Allow-Origin"}, sharedCacheHeaders...) {
+	for _, name := range slices.Concat(ofAnAnswer, sharedCacheHeaders, answerHeaders) {
 		delete(header, name)
 	}
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
 }
+
+// ofAnAnswer are headers that describe one answer, or who may have it.
+var ofAnAnswer = []string{
+	"Content-Type", "Content-Length", "Content-Encoding", "Content-Language", "Content-Location", "Content-Range", "Content-Disposition",
+	"Content-Digest", "Content-Md5", "Digest", "Repr-Digest", "Etag", "Last-Modified", "Expires", "Accept-Ranges", "Trailer", "Timing-Allow-Origin",
+}
+
+var answerHeaders = []string{documentHeader, permissionsHeader, userHeader}
 
 // appAnswer is what the app says in response headers on a session path. What
 // it does not say is nil.
@@ -117,17 +187,24 @@ type appAnswer struct {
 	document, permissions, user []string
 }
 
-// take reads the headers and removes them from the answer.
-func (s *appAnswer) take(header http.Header) {
-	s.document, s.permissions, s.user = header[documentHeader], header[permissionsHeader], header[userHeader]
-	for _, name := range []string{documentHeader, permissionsHeader, userHeader} {
-		delete(header, name)
+// takeAnswer reads what the app says and removes it from the answer.
+func takeAnswer(header http.Header) appAnswer {
+	said := appAnswer{header[documentHeader], header[permissionsHeader], header[userHeader]}
+	dropAnswer(header)
+	return said
+}
+
+func (s *appAnswer) putBack(header http.Header) {
+	for name, values := range map[string][]string{documentHeader: s.document, permissionsHeader: s.permissions, userHeader: s.user} {
+		if values != nil {
+			header[name] = values
+		}
 	}
 }
 
-// dropTrailers removes the headers where they come as trailers.
-func (s *appAnswer) dropTrailers(header http.Header) {
-	for _, name := range []string{documentHeader, permissionsHeader, userHeader} {
+// dropAnswer removes what the app says, also where it comes as trailers.
+func dropAnswer(header http.Header) {
+	for _, name := range answerHeaders {
 		delete(header, name)
 		delete(header, http.TrailerPrefix+name)
 	}
@@ -142,7 +219,7 @@ func (s *appAnswer) apply(a *ask, missing *unresolved, fits func(string) bool) *
 		return &failure{reason: reasonAppAnswer, err: errors.New("the app answered 204 without " + documentHeader + ", and the session path has no document's id")}
 	case s.document == nil:
 	case len(s.document) != 1 || !fits(s.document[0]):
-		return &failure{reason: reasonAppAnswer, err: fmt.Errorf("%s %q of the app's answer is not one id that fits document_id_format", documentHeader, s.document)}
+		return &failure{reason: reasonAppAnswer, err: fmt.Errorf("%s %.60q of the app's answer is not one id that fits document_id_format", documentHeader, strings.Join(s.document, ", "))}
 	default:
 		a.documentID = s.document[0]
 	}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
 	"strings"
 	"sync"
 	"testing"
@@ -93,14 +95,14 @@ func TestSessionGoesToTheAppFirst(t *testing.T) {
 	api := new(fakeAPI)
 	h := newTestHandler(t, api, sessionRoutes)
 	next := appAnswering(204, "Set-Cookie", "app=1", "Content-Type", "text/plain", "Etag", "x", "Access-Control-Allow-Origin", "*",
-		"Access-Control-Allow-Credentials", "true", "Cache-Control", "public, max-age=60", "Cdn-Cache-Control", "max-age=60", "X-Request-Id", "7")
+		"Access-Control-Allow-Credentials", "true", "Content-Security-Policy", "default-src 'self'", "Cache-Control", "public, max-age=60", "Cdn-Cache-Control", "max-age=60", "X-Request-Id", "7")
 	r, w := newRequest("GET", "/documents/doc1/session", "X-Viewer-Session", "forged", "X-Viewer-Rejected", "old.token.x", "X_viewer_rejected", "old.token.x")
 	err := h.ServeHTTP(w, r, next)
 	wantSession(t, w, err)
 	if next.calls != 1 || len(next.header) != 0 {
 		t.Errorf("the app was asked %d times and saw %v, want once and nothing of ours or the client's", next.calls, next.header)
 	}
-	for name, want := range map[string]string{"Set-Cookie": "app=1", "X-Request-Id": "7", "Etag": "", "Access-Control-Allow-Credentials": "", "Cdn-Cache-Control": ""} {
+	for name, want := range map[string]string{"Set-Cookie": "app=1", "X-Request-Id": "7", "Content-Security-Policy": "default-src 'self'", "Etag": "", "Access-Control-Allow-Credentials": "", "Cdn-Cache-Control": ""} {
 		if got := w.Header().Get(name); got != want {
 			t.Errorf("%s %q, want %q", name, got, want)
 		}
@@ -245,6 +247,7 @@ func TestCrossSiteIsRefused(t *testing.T) {
 			h := newTestHandler(t, api, sessionRoutes)
 			next := appAnswering(204)
 			r, w := newRequest(method, "/documents/doc1/session", "Sec-Fetch-Site", site)
+			w.Header().Set(userHeader, "alice") // by a handler further out
 			err := h.ServeHTTP(w, r, next)
 			if allowed {
 				if err != nil || w.Code != 200 {
@@ -253,7 +256,7 @@ func TestCrossSiteIsRefused(t *testing.T) {
 				continue
 			}
 			wantStatus(t, err, 403, reasonCrossSite)
-			if next.calls != 0 || api.count() != 0 || w.Header().Get("Cache-Control") != "no-store" || placeholder(r, "error") != "cross_site" {
+			if next.calls != 0 || api.count() != 0 || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get(userHeader) != "" || placeholder(r, "error") != "cross_site" {
 				t.Errorf("%q: %d calls, %d mints, %v", site, next.calls, api.count(), w.Header())
 			}
 		}
@@ -463,6 +466,94 @@ func TestSessionOfTwoInstances(t *testing.T) {
 	}
 }
 
+// The outer instance takes the header off, and the inner one knows of it.
+func TestRejectedTokenOfTwoInstances(t *testing.T) {
+	api := new(fakeAPI)
+	outer, inner := newTestHandler(t, api, sessionRoutes), newTestHandler(t, api, sessionRoutes)
+	fetch := func(rejected string) string {
+		t.Helper()
+		next := appAnswering(204)
+		r, w := newRequest("GET", "/documents/doc1/session", rejectedHeader, rejected)
+		err := outer.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+			return inner.ServeHTTP(w, r, next)
+		}))
+		if len(next.header) != 0 {
+			t.Errorf("the app saw %v", next.header)
+		}
+		return wantSession(t, w, err)
+	}
+	first := fetch("")
+	if fetch(first) == first {
+		t.Error("the rejected token came again")
+	}
+}
+
+// What the app says before an informational answer is said with the final one.
+func TestAppsWordsSurviveInformationalAnswers(t *testing.T) {
+	api := new(fakeAPI)
+	h := newTestHandler(t, api, sessionRoutes)
+	var informed http.Header
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, nil)
+		err := h.ServeHTTP(w, r, &app{do: func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set(userHeader, "alice")
+			w.Header().Set(permissionsHeader, "read")
+			w.WriteHeader(103)
+			w.WriteHeader(204)
+			return nil
+		}})
+		if err != nil {
+			t.Error(err)
+		}
+	}))
+	defer srv.Close()
+	trace := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, header textproto.MIMEHeader) error {
+		informed = http.Header(header)
+		return nil
+	}})
+	req, err := http.NewRequestWithContext(trace, http.MethodGet, srv.URL+"/documents/doc1/session", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 || len(api.asked) != 1 || api.asked[0].user != "alice" {
+		t.Errorf("status %d, asked for %+v", resp.StatusCode, api.asked)
+	}
+	if informed == nil || len(informed[userHeader]) > 0 || len(resp.Header[userHeader]) > 0 {
+		t.Errorf("the browser is told %v, %v", informed, resp.Header)
+	}
+}
+
+func TestFlushOnASessionPath(t *testing.T) {
+	h := newTestHandler(t, new(fakeAPI), sessionRoutes)
+	r, w := newRequest("GET", "/documents/doc1/session")
+	err := h.ServeHTTP(w, r, &app{do: func(inner http.ResponseWriter, _ *http.Request) error {
+		inner.Header().Set("Content-Type", "text/event-stream")
+		inner.Header().Set(userHeader, "alice")
+		if err := http.NewResponseController(inner).Flush(); err != nil || !w.Flushed || w.Code != 200 {
+			t.Errorf("%v, flushed %t, status %d", err, w.Flushed, w.Code)
+		}
+		return nil
+	}})
+	if sent := w.Result().Header; err != nil || sent.Get("Content-Type") != "text/event-stream" || sent.Get(userHeader) != "" {
+		t.Errorf("%v, %v", err, sent)
+	}
+	r, w = newRequest("GET", "/documents/doc1/session")
+	err = h.ServeHTTP(w, r, &app{do: func(inner http.ResponseWriter, _ *http.Request) error {
+		inner.WriteHeader(204)
+		if err := http.NewResponseController(inner).Flush(); err != nil || w.Flushed {
+			t.Errorf("%v, a yes was flushed to the browser: %t", err, w.Flushed)
+		}
+		_, err := io.Copy(inner, strings.NewReader(strings.Repeat("x", 1000)))
+		return err
+	}})
+	wantSession(t, w, err)
+}
+
 // A browser's token was rejected.
 
 func unsigned(jwt string) string { return jwt[:strings.LastIndexByte(jwt, '.')] }
@@ -558,6 +649,34 @@ func TestManyBrowsersRejectAtOnce(t *testing.T) {
 		wg.Go(func() { p.asked("doc", resultHit) }) // pages go on with it meanwhile
 		wg.Wait()
 		p.wantMints(2)
+	})
+}
+
+// The same when the key has been rotated meanwhile: the former key's token is
+// the fallback for everybody else, but not for whom it was rejected.
+func TestRejectedTokenOfAFormerKey(t *testing.T) {
+	withRotatedKey(t, func(t *testing.T, p *poolTest, first *token) {
+		p.api.set(failing(500))
+		if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f == nil || f.reason != reasonUnavailable {
+			t.Fatalf("%v, %s, %v", tok, result, f)
+		}
+		p.want("doc", resultStale)
+		time.Sleep(2 * time.Second)
+		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f == nil || f.reason != reasonTooSoon {
+			t.Fatalf("%v", f)
+		}
+		p.api.set(nil)
+		time.Sleep(4 * time.Second)
+		second, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt)
+		if f != nil || second == first {
+			t.Fatalf("%v", f)
+		}
+		if p.want("doc", resultHit) != second {
+			t.Error("the new token is not used")
+		}
+		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), second.jwt); f == nil || f.reason != reasonTooSoon {
+			t.Fatalf("%v", f)
+		}
 	})
 }
 
@@ -667,4 +786,25 @@ func TestSessionPathTakesNoPageAway(t *testing.T) {
 		err := h.ServeHTTP(w, r, appAnswering(204, documentHeader, "doc2"))
 		wantSession(t, w, err)
 	}
+}
+
+// A flight that knows of no rejection may bring the rejected token itself.
+func TestRejectionOutlivesAFlightThatDoesNotKnow(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		first := p.want("doc", resultMinted)
+		release := make(chan struct{})
+		p.flights.DoChan(first.key[len(account{}):], func() (any, error) {
+			<-release
+			return first, nil
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if tok, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f != nil || tok == first {
+				t.Errorf("%v, the rejected token: %t", f, tok == first)
+			}
+		})
+		synctest.Wait()
+		close(release)
+		wg.Wait()
+	})
 }

@@ -143,6 +143,9 @@
 
 		unload(target) {
 			const element = typeof target === "string" ? document.querySelector(target) : target;
+			if (!element) {
+				throw new NutrientViewerError("there is nothing of that kind to unload");
+			}
 			for (const [container, instance] of instances) {
 				if (instance && (container === element || instance === target)) {
 					instance.remove();

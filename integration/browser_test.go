@@ -397,7 +397,7 @@ func TestBrowserRetriesTheFirstLoad(t *testing.T) {
 		t.Errorf("%s loads", got)
 	}
 	p.must(`NutrientViewer.load = load`)
-	p.wantError(`await open_({}, { container: "#nowhere" })`, "the viewer did not load: container is not in the page")
+	p.wantError(`await open_({}, { container: "#nowhere" })`, "ViewerSessionError/load: the container #nowhere is not in the page")
 }
 
 // While a laptop sleeps, timers stand still and the token expires.
@@ -495,6 +495,16 @@ func TestBrowserDuringAnOutage(t *testing.T) {
 		}`)
 }
 
+// A first token that has expired, and a login that has ended: the app is told
+// what it can do something about.
+func TestBrowserOfAnEndedLogin(t *testing.T) {
+	p, app := newPage(t, 0)
+	token, _ := p.s.session("/documents/doc/session")
+	p.s.api.Revoke()
+	app.answer(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusFound) })
+	p.wantError(`await open_({ session: "`+token+`" })`, "ViewerSessionError/login: the viewer did not load: Token has been revoked, and /documents/doc/session redirects")
+}
+
 // The app says no while the viewer is open, and later yes again.
 func TestBrowserWhenTheAppSaysNo(t *testing.T) {
 	for code, answer := range map[string]http.HandlerFunc{
@@ -563,6 +573,93 @@ func TestBrowserStops(t *testing.T) {
 		quiet(`await 0`)
 	}
 	p.must(`window.viewer = await open_(); viewer.unload();`) // the container is free
+}
+
+// As components do, which come and go while a viewer loads, or share a container.
+func TestBrowserInFrameworks(t *testing.T) {
+	p, _ := newPage(t, 0)
+	token, _ := p.s.session("/documents/given/session")
+	p.must(`
+		window.slow = 0;
+		const load = NutrientViewer.load;
+		NutrientViewer.load = async (c) => { const instance = await load(c); await sleep(slow); return instance };
+		window.component = (id, session) => {
+			const end = new AbortController();
+			window.opened = window.error = "";
+			loadViewer(NutrientViewer, { container: "#viewer" }, { sessionUrl: "/documents/" + id + "/session", session, signal: end.signal })
+				.then((viewer) => (opened = id, window.viewer = viewer), (e) => end.signal.aborted || (error = e.message));
+			return () => end.abort();
+		};
+		window.unhandled = [];
+		addEventListener("unhandledrejection", (e) => unhandled.push(String(e.reason)));`)
+	for name, steps := range map[string]string{
+		"another document while one loads":     `const close = component("one"); await sleep(150); close(); component("two")`,
+		"mounted twice":                        `component("two")(); component("two")`,
+		"mounted twice, the token in the page": `component("given", "` + token + `")(); component("two")`,
+		"again in the same place":              `component("one"); while (!opened) await sleep(10); component("two")`,
+	} {
+		for _, slow := range []string{"0", "300"} {
+			p.must(`slow = ` + slow + `; ` + steps + `; while (!error && opened !== "two") await sleep(10);`)
+			if got := p.must(`return error + " " + document.querySelector("#viewer").innerText.slice(0, 12) + " " + document.querySelectorAll(".nutrient-viewer-stand-in").length`); got != " Document two 1" {
+				t.Errorf("%s, %s ms: %s", name, slow, got)
+			}
+			p.must(`viewer.unload()`)
+		}
+	}
+	p.s.wantMints(3) // one for each document: no good token is taken for a bad one
+	if got := p.must(`return unhandled.join()`); got != "" {
+		t.Error(got)
+	}
+}
+
+// What other SDKs than the stand-in may do.
+func TestBrowserWithOtherSDKs(t *testing.T) {
+	p, app := newPage(t, 0)
+	if got := p.must(`
+		const given = [];
+		const viewer = await loadViewer({ // asks for a token before it has loaded
+			load: async (c) => { await c.onAuthFailed(); return { setSession: (jwt) => given.push(jwt) } },
+			unload: () => true,
+		}, {}, { sessionUrl });
+		viewer.unload();
+		return given.length`); got != "1" {
+		t.Errorf("the instance was given %s tokens, want that which it asked for", got)
+	}
+	if got := p.must(`
+		let loads = 0;
+		const viewer = await loadViewer({ // has no container, and says so
+			load: async () => { if (loads++ === 0) throw new Error("refused"); return { setSession() {} } },
+			unload: (target) => { if (!target) throw new Error("invalid target"); return true },
+		}, { headless: true }, { sessionUrl: "/documents/headless/session" });
+		viewer.unload();
+		return loads`); got != "2" {
+		t.Errorf("%s loads, want 2", got)
+	}
+	app.answer(status(http.StatusForbidden))
+	if got := p.must(`
+		const unhandled = [];
+		addEventListener("unhandledrejection", (e) => unhandled.push(String(e.reason)));
+		let failed;
+		await loadViewer({ load: async (c) => (failed = c.onAuthFailed, { setSession() {} }), unload: () => true },
+			{}, { session: "a.b.c", sessionUrl, onError: (e) => errors.push(e.code) });
+		failed(); // and does not look at the promise
+		await sleep(300);
+		return errors + " " + unhandled`); got != "refused " {
+		t.Errorf("errors and unhandled rejections: %s", got)
+	}
+}
+
+// The page reckons with the gateway's clock, and not with the app's.
+func TestBrowserWithAWrongClockInTheApp(t *testing.T) {
+	p, app := newPage(t, 0)
+	app.answer(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Date", time.Now().Add(-2*time.Hour).UTC().Format(http.TimeFormat))
+		w.WriteHeader(http.StatusNoContent)
+	})
+	var ms float64
+	if _, err := fmt.Sscan(p.must(`return (await fetchSession(sessionUrl)).clock`), &ms); err != nil || ms < -2000 || ms > 2000 {
+		t.Errorf("the clock is off by %v ms, %v", ms, err)
+	}
 }
 
 func TestBrowserErrorsAreReadable(t *testing.T) {

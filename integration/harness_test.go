@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -596,12 +597,21 @@ func (s seen) token(t *testing.T) string {
 	return values[0]
 }
 
+// freePorts are outside of the range from which systems give ports to others,
+// who would take them between here and Caddy.
+var freePorts atomic.Int32
+
+func init() { freePorts.Store(int32(10_000 + os.Getpid()*50%20_000)) } //nolint:gosec // small
+
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		address := fmt.Sprintf("127.0.0.1:%d", 10_000+freePorts.Add(1)%20_000)
+		if ln, err := net.Listen("tcp", address); err == nil {
+			ln.Close()
+			return address
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }

@@ -36,8 +36,8 @@
 /**
  * @typedef {object} Options
  * @property {string | URL} sessionUrl Where the token comes from: a session_path, on the page's own origin.
- * @property {string} [session] The first token, if the app has put one into the page. Default: it is fetched.
- * @property {AbortSignal} [signal] Ends everything: what is being fetched or loaded, renewals, and the viewer.
+ * @property {string | null | undefined} [session] The first token, if the app has put one into the page. Default: it is fetched.
+ * @property {AbortSignal | undefined} [signal] Ends everything: what is being fetched or loaded, renewals, and the viewer.
  * @property {(error: ViewerSessionError) => void} [onError] Told when no new token can be had, while the viewer is open.
  *   Default: a warning in the console.
  */
@@ -46,8 +46,8 @@
  * @template {ViewerInstance} I
  * @typedef {object} LoadedViewer
  * @property {I} instance What load() of the SDK returned.
- * @property {() => Promise<void>} renew Fetches a token now, if there is a reason to.
- * @property {() => void} unload Ends renewals and unloads the viewer.
+ * @property {() => Promise<void>} renew Fetches a token now.
+ * @property {() => void} unload Ends renewals and unloads the viewer. The SDK's own unload() would leave renewals running.
  */
 
 /** How long one fetch may take, in ms. */
@@ -82,7 +82,7 @@ export class ViewerSessionError extends Error {
 	/**
 	 * @param {"login" | "refused" | "unavailable" | "network" | "answer" | "address" | "load"} code
 	 * @param {string} message
-	 * @param {{ status?: number, retryAfter?: number, cause?: unknown }} [details]
+	 * @param {{ status?: number | undefined, retryAfter?: number | undefined, cause?: unknown }} [details]
 	 */
 	constructor(code, message, { status, retryAfter, cause } = {}) {
 		super(message, { cause });
@@ -101,8 +101,8 @@ export class ViewerSessionError extends Error {
  * Fetches a token.
  *
  * @param {string | URL} sessionUrl A session_path, on the page's own origin.
- * @param {{ rejected?: string, signal?: AbortSignal }} [options] `rejected` is a token that did not work, so that another
- *   one is minted.
+ * @param {{ rejected?: string | undefined, signal?: AbortSignal | undefined }} [options] `rejected` is a token that did
+ *   not work, so that another one is minted.
  * @returns {Promise<Session & { clock: number }>} `clock` is how far the server's clock is ahead of this one's, in ms.
  * @throws {ViewerSessionError} if there is none, or the signal's reason.
  */
@@ -156,6 +156,12 @@ export async function fetchSession(sessionUrl, { rejected, signal } = {}) {
 	return { ...session, clock: Number.isNaN(date) ? 0 : date + 500 - Date.now() };
 }
 
+/** What is being loaded in a container. @type {WeakMap<object, Promise<void>>} */
+const loading = new WeakMap();
+
+/** How the viewer in a container is unloaded. @type {WeakMap<object, () => void>} */
+const open = new WeakMap();
+
 /**
  * Loads a viewer and keeps it supplied with tokens: fetches one, loads the viewer, once more with another token if the
  * first is refused, answers the SDK's onAuthFailed, and renews well ahead of the end.
@@ -168,6 +174,11 @@ export async function fetchSession(sessionUrl, { rejected, signal } = {}) {
  * @throws {ViewerSessionError} if there is no token or the viewer does not load, or the signal's reason.
  */
 export async function loadViewer(NutrientViewer, configuration, { sessionUrl, session, signal, onError }) {
+	const { container } = /** @type {{ container?: unknown }} */ (configuration);
+	const place = typeof container === "string" ? document.querySelector(container) : container instanceof Element ? container : undefined;
+	if (place === null) {
+		throw new ViewerSessionError("load", `the container ${container} is not in the page`);
+	}
 	const end = new AbortController(); // of everything that belongs to this viewer
 	const ended = end.signal;
 	const abort = () => end.abort(signal?.reason);
@@ -183,6 +194,7 @@ export async function loadViewer(NutrientViewer, configuration, { sessionUrl, se
 	let failures = 0; // in a row
 	let unchanged = 0; // how often the same token has come again
 	let refused = false;
+	let told = ""; // the code of what onError was told since the last token
 	/** @type {Promise<void> | undefined} */
 	let fetching;
 	/** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -194,13 +206,17 @@ export async function loadViewer(NutrientViewer, configuration, { sessionUrl, se
 		current = next;
 		failures = 0;
 		refused = false;
+		told = "";
 		unchanged = changed ? 0 : unchanged + 1;
 		// Half of what is left. If the gateway still thinks the same token good enough, half of the rest next time. With
 		// nothing left, most likely the clock is wrong.
 		const left = next.exp * 1000 - (Date.now() + clock);
 		renewAt = Date.now() + (left > 0 ? Math.max(left / 2, SHORTEST_REST) : Math.min(FIRST_RETRY * 2 ** unchanged, LONGEST_RETRY));
-		if (changed) {
-			instance?.setSession(next.jwt);
+		if (instance) {
+			tick(); // the timer may be set for later
+			if (changed) {
+				instance.setSession(next.jwt);
+			}
 		}
 	}
 
@@ -236,9 +252,11 @@ export async function loadViewer(NutrientViewer, configuration, { sessionUrl, se
 
 	/** @param {unknown} error */
 	function report(error) {
-		if (ended.aborted) {
+		const code = error instanceof ViewerSessionError ? error.code : "other";
+		if (ended.aborted || code === told) {
 			return;
 		}
+		told = code;
 		if (onError && error instanceof ViewerSessionError) {
 			onError(error);
 		} else {
@@ -257,11 +275,11 @@ export async function loadViewer(NutrientViewer, configuration, { sessionUrl, se
 		try {
 			await fetchNext();
 		} catch (error) {
-			const first = failures === 0 && !refused;
 			const rest = restAfter(error);
 			refused = !(error instanceof ViewerSessionError && error.temporary);
 			renewAt = refused ? Infinity : Date.now() + rest; // a no is taken as one, until somebody comes back to the page
-			if (first) {
+			// While the token is good for longer than that, nothing is lost yet.
+			if (refused || Date.now() + clock + rest >= current.exp * 1000) {
 				report(error);
 			}
 		}
@@ -280,9 +298,11 @@ export async function loadViewer(NutrientViewer, configuration, { sessionUrl, se
 	}
 
 	// After a sleep, a lost connection, or another tab in which somebody has logged in again.
-	function wake() {
-		if (document.visibilityState !== "hidden") {
-			if (refused) {
+	/** @param {Event} event */
+	function wake(event) {
+		const online = event.type === "online";
+		if (online || document.visibilityState !== "hidden") {
+			if (refused || (online && failures)) {
 				renewAt = 0;
 			}
 			tick();
@@ -304,7 +324,7 @@ export async function loadViewer(NutrientViewer, configuration, { sessionUrl, se
 				}
 				if (!(error instanceof ViewerSessionError && error.temporary) || Date.now() + rest > deadline) {
 					report(error);
-					throw error;
+					return; // the SDK waits for setSession(), and may not look at this promise
 				}
 				await pause(rest, ended);
 			}
@@ -320,39 +340,81 @@ export async function loadViewer(NutrientViewer, configuration, { sessionUrl, se
 	function unload() {
 		stop();
 		if (instance) {
-			NutrientViewer.unload(instance);
+			const old = instance;
 			instance = undefined;
+			if (place && open.get(place) === unload) {
+				open.delete(place);
+			}
+			NutrientViewer.unload(old);
 		}
 	}
 
-	const load = () => NutrientViewer.load({ ...configuration, session: current.jwt, onAuthFailed });
+	// A container takes one viewer at a time: one that was given up while it was being loaded is waited for, as it cannot be
+	// stopped, and one that is still there gives way.
+	async function load() {
+		for (let before; place && (before = loading.get(place)); ) {
+			await Promise.race([before, aborted]);
+			ended.throwIfAborted();
+		}
+		const jwt = current.jwt;
+		const mine = (async () => {
+			if (place) {
+				open.get(place)?.();
+			}
+			const loaded = await NutrientViewer.load({ ...configuration, session: jwt, onAuthFailed });
+			if (ended.aborted) {
+				NutrientViewer.unload(loaded);
+				throw ended.reason;
+			}
+			instance = loaded;
+			if (place) {
+				open.set(place, unload);
+			}
+			if (jwt !== current.jwt) {
+				loaded.setSession(current.jwt); // the SDK has asked for it while it was loading
+			}
+			return loaded;
+		})();
+		if (place) {
+			loading.set(place, mine.then(() => {}, () => {}).then(() => void loading.delete(place)));
+		}
+		return mine;
+	}
+	/** @type {Promise<void>} */
+	const aborted = new Promise((resolve) => ended.addEventListener("abort", () => resolve()));
 
+	/** @type {I} */
+	let viewer;
 	try {
 		if (session) {
 			take({ jwt: session, exp: expiry(session) });
+			await undefined; // React's strict mode gives up here, before anything is loaded
+			ended.throwIfAborted();
 		} else {
 			await fetchNext();
 		}
 		try {
-			instance = await load();
+			viewer = await load();
 		} catch (refusal) {
 			ended.throwIfAborted();
 			try {
 				await fetchNext(current.jwt);
-				NutrientViewer.unload(/** @type {any} */ (configuration).container); // in case it left something behind
-				instance = await load();
+				try {
+					NutrientViewer.unload(container); // in case it left something behind
+				} catch {
+					// No container, or none that the SDK takes: load() says so.
+				}
+				viewer = await load();
 			} catch (cause) {
 				ended.throwIfAborted();
 				const why = cause instanceof ViewerSessionError ? `${messageOf(refusal)}, and ${cause.message}` : messageOf(cause);
-				throw new ViewerSessionError("load", `the viewer did not load: ${why}`, { cause: refusal });
+				const code = cause instanceof ViewerSessionError && (cause.code === "login" || cause.code === "refused") ? cause.code : "load";
+				throw new ViewerSessionError(code, `the viewer did not load: ${why}`, { cause: refusal });
 			}
 		}
-		if (ended.aborted) {
-			NutrientViewer.unload(instance);
-			throw ended.reason;
-		}
+		ended.throwIfAborted();
 	} catch (error) {
-		stop();
+		unload();
 		throw error;
 	}
 
@@ -364,7 +426,7 @@ export async function loadViewer(NutrientViewer, configuration, { sessionUrl, se
 	window.addEventListener("pagehide", (event) => event.persisted || stop(), { signal: ended });
 	tick();
 
-	return { instance, renew: () => fetchNext(), unload };
+	return { instance: viewer, renew: () => fetchNext(), unload };
 }
 
 /**
@@ -389,7 +451,7 @@ function readSession(text) {
 function expiry(jwt) {
 	const now = Date.now() / 1000;
 	try {
-		const { exp, iat } = JSON.parse(atob(jwt.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+		const { exp, iat } = JSON.parse(atob((jwt.split(".")[1] ?? "").replace(/-/g, "+").replace(/_/g, "/")));
 		if (typeof exp === "number") {
 			return typeof iat === "number" ? Math.min(exp, now + exp - iat) : exp;
 		}

@@ -31,7 +31,7 @@ app.get("/documents/:id", (req, res) => {
 	const viewer = document.querySelector("#viewer");
 	loadViewer(NutrientViewer, { container: viewer }, {
 		session: ${JSON.stringify(req.get("X-Viewer-Session"))},
-		sessionUrl: location.pathname + "/session",
+		sessionUrl: location.pathname.replace(/\\/$/, "") + "/session",
 	}).catch((error) => (viewer.textContent = error.message));
 </script>`);
 });

@@ -50,7 +50,7 @@ app.get("/contracts/:id", (req, res) => {
 <script type="module">
 	import { loadViewer } from "/viewer-session.js";
 	const viewer = document.querySelector("#viewer");
-	loadViewer(NutrientViewer, { container: viewer }, { sessionUrl: location.pathname + "/session" })
+	loadViewer(NutrientViewer, { container: viewer }, { sessionUrl: location.pathname.replace(/\\/$/, "") + "/session" })
 		.catch((error) => (viewer.textContent = error.message));
 </script>`);
 });

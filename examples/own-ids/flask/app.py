@@ -42,7 +42,7 @@ def opened(number):
 def page(number):
     _, contract, _ = opened(number)
     return render_template_string(
-        """<!doctype html>
+        r"""<!doctype html>
 <title>{{ title }}</title>
 <h1>{{ title }}</h1>
 <p><a href="/">All contracts</a></p>
@@ -51,7 +51,7 @@ def page(number):
 <script type="module">
 	import { loadViewer } from "/viewer-session.js";
 	const viewer = document.querySelector("#viewer");
-	loadViewer(NutrientViewer, { container: viewer }, { sessionUrl: location.pathname + "/session" })
+	loadViewer(NutrientViewer, { container: viewer }, { sessionUrl: location.pathname.replace(/\/$/, "") + "/session" })
 		.catch((error) => (viewer.textContent = error.message));
 </script>""",
         title=contract["title"],

@@ -35,7 +35,7 @@ var page = template.Must(template.New("").Parse(`<!doctype html>
 <script type="module">
 	import { loadViewer } from "/viewer-session.js";
 	const viewer = document.querySelector("#viewer");
-	loadViewer(NutrientViewer, { container: viewer }, { sessionUrl: location.pathname + "/session" })
+	loadViewer(NutrientViewer, { container: viewer }, { sessionUrl: location.pathname.replace(/\/$/, "") + "/session" })
 		.catch((error) => (viewer.textContent = error.message));
 </script>`))
 

@@ -8,7 +8,7 @@ async function show() {
 	current = new AbortController();
 	const { signal } = current;
 
-	const id = location.pathname.slice(1);
+	const id = location.pathname.replaceAll("/", "");
 	main.textContent = id ? "" : "Choose a document.";
 	if (!id) {
 		return;
