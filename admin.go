@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -33,8 +34,93 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 // Routes implements caddy.AdminRouter.
 func (a adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
+		{Pattern: "/viewer_session/", Handler: caddy.AdminHandlerFunc(a.status)},
 		{Pattern: "/viewer_session/purge", Handler: caddy.AdminHandlerFunc(a.purge)},
 	}
+}
+
+// status shows what each pool has counted, and what is wrong with it.
+func (adminAPI) status(w http.ResponseWriter, r *http.Request) error {
+	if r.URL.Path != "/viewer_session/" {
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("there are /viewer_session/ and /viewer_session/purge")}
+	}
+	if err := allowOnly(http.MethodGet, w, r); err != nil {
+		return err
+	}
+	all := struct {
+		Pools []poolStatus `json:"pools"`
+	}{Pools: []poolStatus{}}
+	for _, p := range allPools() {
+		all.Pools = append(all.Pools, p.status(time.Now()))
+	}
+	return writeAdminJSON(w, all)
+}
+
+// poolStatus is what the admin API says of a pool. Times are null while there
+// is nothing to say.
+type poolStatus struct {
+	Endpoint      string            `json:"endpoint"`
+	APIKey        string            `json:"api_key"` // the placeholder
+	Handlers      int               `json:"handlers"`
+	Since         time.Time         `json:"since"`
+	Requests      map[string]uint64 `json:"requests"`
+	Mints         map[string]uint64 `json:"mints"`
+	MintsInFlight int64             `json:"mints_in_flight"`
+	LastMint      *time.Time        `json:"last_mint"`
+	RateLimited   uint64            `json:"rate_limited"`
+	CachedTokens  int64             `json:"cached_tokens"`
+	CachedBytes   int64             `json:"cached_bytes"`
+	CacheSize     int64             `json:"cache_size"`
+	CacheRejected uint64            `json:"cache_rejected"`
+	BackOff       *troubleStatus    `json:"back_off"`
+	FailingSince  *time.Time        `json:"failing_since"`
+	LastError     *troubleStatus    `json:"last_error"`
+}
+
+type troubleStatus struct {
+	At     *time.Time `json:"at,omitempty"`
+	Until  *time.Time `json:"until,omitempty"`
+	Reason string     `json:"reason"`
+	Error  string     `json:"error"`
+}
+
+func (p *pool) status(now time.Time) poolStatus {
+	s := poolStatus{
+		Endpoint:      p.settings.endpoint,
+		APIKey:        p.settings.apiKey,
+		Since:         p.started,
+		Requests:      make(map[string]uint64),
+		Mints:         make(map[string]uint64),
+		MintsInFlight: p.counters.inFlight.Load(),
+		RateLimited:   p.counters.rateLimited.Load(),
+		CacheSize:     p.settings.cacheSize,
+		CacheRejected: p.counters.cacheRejected.Load(),
+	}
+	for i, r := range results {
+		s.Requests[string(r)] = p.counters.requests[i].Load()
+	}
+	for i, o := range outcomes {
+		s.Mints[string(o)] = p.counters.mints[i].Load()
+	}
+	if at := p.counters.lastMint.Load(); at != 0 {
+		s.LastMint = new(time.Unix(0, at))
+	}
+	s.CachedTokens, s.CachedBytes = p.cache.size()
+	if until, cause := p.backoff.heldUntil(now); cause != nil {
+		s.BackOff = &troubleStatus{Until: &until, Reason: string(cause.reason), Error: cause.Error()}
+	}
+	p.mu.Lock()
+	s.Handlers = len(p.tenants)
+	p.mu.Unlock()
+	p.trouble.mu.Lock()
+	defer p.trouble.mu.Unlock()
+	if last := p.trouble.last; last != nil {
+		s.LastError = &troubleStatus{At: new(p.trouble.at), Reason: string(last.reason), Error: last.Error()}
+	}
+	if !p.trouble.since.IsZero() {
+		s.FailingSince = new(p.trouble.since)
+	}
+	return s
 }
 
 // purge forgets the tokens of one document or all, in every pool.

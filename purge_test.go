@@ -207,7 +207,7 @@ func TestDocumentOfKey(t *testing.T) {
 func TestPurgeThroughTheAdminAPI(t *testing.T) {
 	purge := func(method, body string) (*httptest.ResponseRecorder, error) {
 		w := httptest.NewRecorder()
-		return w, adminAPI{}.Routes()[0].Handler.ServeHTTP(w, httptest.NewRequest(method, "/viewer_session/purge", strings.NewReader(body)))
+		return w, adminAPI{}.Routes()[1].Handler.ServeHTTP(w, httptest.NewRequest(method, "/viewer_session/purge", strings.NewReader(body)))
 	}
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		p.want("a", resultMinted)
