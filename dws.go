@@ -16,6 +16,8 @@ import (
 	"time"
 	"unicode"
 
+	"go.opentelemetry.io/otel/propagation"
+
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
@@ -47,6 +49,7 @@ func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.U
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", userAgent)
+	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header)) // of the mint's own span, if there is one
 
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
@@ -66,11 +69,12 @@ func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.U
 		return mintReply{}, transportFailure(ctx, endpoint.Host, apiKey, err)
 	}
 	if minted.jwt, err = readReply(reply); err != nil {
-		return mintReply{}, &failure{reason: reasonInvalidReply, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
+		return mintReply{}, &failure{reason: reasonInvalidReply, answered: resp.StatusCode, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
 	}
 	if minted.exp, minted.hasExp, err = readToken(minted.jwt, a, minted.askedExp, time.Now()); err != nil {
-		return mintReply{}, &failure{reason: reasonInvalidReply, ofOneDocument: true, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
+		return mintReply{}, &failure{reason: reasonInvalidReply, answered: resp.StatusCode, ofOneDocument: true, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
 	}
+	minted.status = resp.StatusCode
 	return minted, nil
 }
 
@@ -78,7 +82,8 @@ func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.U
 type mintReply struct {
 	jwt           string
 	exp, askedExp int64 // Unix seconds
-	hasExp        bool  // false: the token does not say, and exp is the one asked for
+	status        int
+	hasExp        bool // false: the token does not say, and exp is the one asked for
 }
 
 func readReply(reply []byte) (jwt string, err error) {
@@ -113,7 +118,7 @@ func transportFailure(ctx context.Context, host, apiKey string, err error) *fail
 
 // statusFailure turns an answer other than 200 and 201 into a failure.
 func statusFailure(resp *http.Response, reply []byte, apiKey string) *failure {
-	f := &failure{reason: reasonUnavailable}
+	f := &failure{reason: reasonUnavailable, answered: resp.StatusCode}
 	retryAfter := resp.Header.Get("Retry-After")
 	var hint string
 	switch code := resp.StatusCode; {

@@ -142,7 +142,7 @@ func TestMintRequestIsTheDocumentedOne(t *testing.T) {
 	before := time.Now().Add(time.Hour).Unix()
 	minted, err := d.mint()
 	after := time.Now().Add(time.Hour).Unix()
-	if err != nil || minted.askedExp < before || minted.askedExp > after || minted != (mintReply{jwt: jwt, exp: exp, askedExp: minted.askedExp, hasExp: true}) {
+	if err != nil || minted.askedExp < before || minted.askedExp > after || minted != (mintReply{jwt: jwt, exp: exp, askedExp: minted.askedExp, status: 201, hasExp: true}) {
 		t.Fatalf("got %+v, %v", minted, err)
 	}
 

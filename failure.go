@@ -47,6 +47,9 @@ type failure struct {
 	// sending it once more cannot mint twice.
 	unsent bool
 
+	// answered is the API's status; 0 if it did not answer.
+	answered int
+
 	// misconfigured is true if it is for the operator to mend.
 	misconfigured bool
 

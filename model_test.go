@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -216,12 +217,14 @@ func (m *model) step() {
 // provenKey is the key whose tokens are looked up.
 func (m *model) provenKey() string { return m.keyOf(m.pool.account.Load()) }
 
-// formerKey is the one whose tokens were looked up before, if there is one.
-func (m *model) formerKey() string {
-	if former := m.pool.formerAccount.Load(); former != nil {
-		return m.keyOf(former)
+// formerKeys are those whose tokens were looked up before.
+func (m *model) formerKeys() (keys []string) {
+	if former := m.pool.formerAccounts.Load(); former != nil {
+		for _, account := range *former {
+			keys = append(keys, m.keyOf(&account))
+		}
 	}
-	return ""
+	return keys
 }
 
 func (m *model) keyOf(a *account) string {
@@ -263,9 +266,15 @@ func (m *model) request() {
 	a := testAsk(document)
 	a.userID = user
 	name := document + "/" + user
-	used, former := m.provenKey(), m.formerKey()
+	used, former := m.provenKey(), m.formerKeys()
 	m.mu.Lock()
-	before, older, calls := m.latest[name+"/"+used], m.latest[name+"/"+former], m.api.count()
+	before, calls := m.latest[name+"/"+used], m.api.count()
+	var older issue // that lasts longest
+	for _, key := range former {
+		if one := m.latest[name+"/"+key]; one.exp > older.exp {
+			older = one
+		}
+	}
 	m.mu.Unlock()
 	start := time.Now()
 	tok, result, f := m.pool.get(m.t.Context(), a)
@@ -295,7 +304,7 @@ func (m *model) request() {
 			complain("%v, although a token is valid for another %s", f, remaining)
 		}
 		if left := time.Unix(older.exp, 0).Sub(start); left > took {
-			complain("%v, although the former key's token is valid for another %s", f, left)
+			complain("%v, although a former key's token is valid for another %s", f, left)
 		}
 		// With the API well for longer than any back-off, there is a token.
 		if m.fault == "" && start.Sub(m.faultSince) > 40*time.Second {
@@ -305,7 +314,7 @@ func (m *model) request() {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if key := m.issued[tok.jwt].key; key == former && key != used {
+	if slices.Contains(former, m.issued[tok.jwt].key) {
 		m.results["former key's"]++
 	}
 	// A token is one that the API issued for just this, and it has not expired.
@@ -315,7 +324,7 @@ func (m *model) request() {
 		complain("the API never issued the token")
 	case made.name != name:
 		complain("the token was issued for %s", made.name)
-	case made.key != used && made.key != m.key && (made.key != former || result != resultStale):
+	case made.key != used && made.key != m.key && (!slices.Contains(former, made.key) || result != resultStale):
 		complain("the token was issued under the key %s", made.key)
 	case made.purges < m.purges[document]:
 		complain("the token was purged")

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
@@ -61,10 +62,10 @@ type pool struct {
 	// one takes no valid token away.
 	account atomic.Pointer[account]
 
-	// formerAccount is whose tokens were looked up before; nil for nobody's.
-	// They are valid for as long as they say: when the API is down right
-	// after a rotation, nobody who has a document open should notice.
-	formerAccount atomic.Pointer[account]
+	// formerAccounts are those whose tokens were looked up before, the latest
+	// first. They are valid for as long as they say: when the API is down
+	// right after a rotation, nobody who has a document open should notice.
+	formerAccounts atomic.Pointer[[]account]
 
 	started    time.Time
 	mintedAt   atomic.Int64 // when the latest mint succeeded, as elapsed has it
@@ -93,6 +94,9 @@ type credential struct {
 }
 
 type account [16]byte
+
+// maxFormerAccounts is how many rotations of the key are looked back.
+const maxFormerAccounts = 3
 
 func newTenant(transport http.RoundTripper, logger *zap.Logger, apiKey string) *tenant {
 	t := &tenant{transport: transport, logger: logger}
@@ -194,7 +198,7 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	cached := p.cache.get(key)
 	state := cached.freshness(now, a.minRemaining)
 	if state == expired {
-		if former := p.formerToken(key); former.freshness(now, 0) != expired {
+		if former := p.formerToken(key); former != nil {
 			cached, state = former, short
 		}
 	}
@@ -203,11 +207,11 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	case fresh:
 		return cached, resultHit, nil
 	case due:
-		p.renew(cached, a, now)
+		p.renew(ctx, cached, a, now)
 		return cached, resultRenewing, nil
 	case short:
 		if p.failing(cached, now) {
-			p.renew(cached, a, now)
+			p.renew(ctx, cached, a, now)
 			return cached, resultStale, nil
 		}
 	}
@@ -226,13 +230,19 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	}
 }
 
-// formerToken returns the token of the account before, if there is one.
+// formerToken returns a valid token of an account that was used before, or nil.
 func (p *pool) formerToken(key []byte) *token {
-	former := p.formerAccount.Load()
+	former := p.formerAccounts.Load()
 	if former == nil {
 		return nil
 	}
-	return p.cache.get(former.cacheKey(string(key[len(account{}):])))
+	now := time.Now()
+	for _, account := range *former {
+		if t := p.cache.get(account.cacheKey(string(key[len(account):]))); t.freshness(now, 0) != expired {
+			return t
+		}
+	}
+	return nil
 }
 
 // getAnother is get for a browser whose token was rejected. If that very token
@@ -244,7 +254,7 @@ func (p *pool) getAnother(ctx context.Context, a *ask, rejected string) (*token,
 	if cached.freshness(now, 0) == expired {
 		cached = p.formerToken(key)
 	}
-	if cached.freshness(now, 0) == expired || !cached.is(rejected) {
+	if cached == nil || !cached.is(rejected) {
 		return p.get(ctx, a)
 	}
 	return p.await(ctx, string(key), a, cached)
@@ -263,10 +273,10 @@ func (p *pool) failing(cached *token, now time.Time) bool {
 // elapsed is the time on the pool's own clock, which no step of the wall clock moves.
 func (p *pool) elapsed(now time.Time) time.Duration { return now.Sub(p.started) }
 
-// renew mints in the background.
-func (p *pool) renew(cached *token, a *ask, now time.Time) {
+// renew mints in the background. Of ctx, only the span goes on.
+func (p *pool) renew(ctx context.Context, cached *token, a *ask, now time.Time) {
 	if cached.claimRenewal(p.elapsed(now)) {
-		p.fly(cached.key, a, errand{renewal: true})
+		p.fly(cached.key, a, errand{renewal: true, span: trace.SpanFromContext(ctx)})
 	}
 }
 
@@ -275,7 +285,7 @@ func (p *pool) renew(cached *token, a *ask, now time.Time) {
 func (p *pool) await(ctx context.Context, key string, a *ask, rejected *token) (*token, result, *failure) {
 	since := p.cache.purges.now()
 	for {
-		flight := p.fly(key, a, errand{rejected: rejected})
+		flight := p.fly(key, a, errand{rejected: rejected, span: trace.SpanFromContext(ctx)})
 		select {
 		case landed := <-flight.landed:
 			if landed.Err == nil {
@@ -304,8 +314,9 @@ func (p *pool) await(ctx context.Context, key string, a *ask, rejected *token) (
 
 // errand is what a flight is for, but for the token that it brings.
 type errand struct {
-	renewal  bool   // nobody waits for it
-	rejected *token // a browser says that this one was rejected
+	renewal  bool       // nobody waits for it
+	rejected *token     // a browser says that this one was rejected
+	span     trace.Span // of the request that led to it; nil for none
 }
 
 type flight struct {
@@ -398,7 +409,7 @@ func (p *pool) mintAdmitted(name string, a *ask, e errand, began era) (t *token,
 	if f != nil {
 		return nil, f
 	}
-	if t, f = p.mint(ctx, name, a); f != nil {
+	if t, f = p.mint(ctx, name, a, e); f != nil {
 		return nil, f
 	}
 	t.era = began
@@ -448,11 +459,11 @@ func mintContext() context.Context {
 
 // mint asks the API, once more with the new key if the key was refused and has
 // changed, and once more if the first attempt surely did not reach it.
-func (p *pool) mint(ctx context.Context, name string, a *ask) (*token, *failure) {
+func (p *pool) mint(ctx context.Context, name string, a *ask, e errand) (*token, *failure) {
 	for attempt := 0; ; attempt++ {
 		tenant := p.active.Load()
 		credential := tenant.credential.Load()
-		minted, err := p.askAPI(ctx, tenant.transport, credential.apiKey, a)
+		minted, err := p.askAPI(ctx, tenant.transport, credential.apiKey, a, e)
 		if err == nil {
 			if !minted.hasExp && p.noExpWarned.CompareAndSwap(false, true) {
 				tenant.logger.Warn("the API's token has no exp; taking the one that was asked for", zap.Duration("ttl", a.ttl))
@@ -471,30 +482,48 @@ func (p *pool) mint(ctx context.Context, name string, a *ask) (*token, *failure)
 }
 
 // askAPI sends one request and counts it.
-func (p *pool) askAPI(ctx context.Context, transport http.RoundTripper, apiKey string, a *ask) (mintReply, error) {
+func (p *pool) askAPI(ctx context.Context, transport http.RoundTripper, apiKey string, a *ask, e errand) (mintReply, error) {
 	start := time.Now()
-	result := outcome(reasonUnavailable) // if it panics
+	ctx, span := startMintSpan(ctx, e, p.endpoint)
+	status, result := 0, outcome(reasonUnavailable) // if it panics
 	p.counters.inFlight.Add(1)
 	defer func() {
 		p.counters.inFlight.Add(-1)
 		p.counters.countMint(result)
 		p.mintDuration.Observe(time.Since(start).Seconds())
+		endMintSpan(span, status, result)
 	}()
 	minted, err := mintToken(ctx, transport, p.endpoint, apiKey, a)
 	if err != nil {
-		result = outcome(asFailure(err).reason)
+		f := asFailure(err)
+		status, result = f.answered, outcome(f.reason)
 		return mintReply{}, err
 	}
-	result = outcomeOK
+	status, result = minted.status, outcomeOK
 	p.counters.lastMint.Store(time.Now().UnixNano())
 	return minted, nil
 }
 
 // useAccount has the tokens of this account looked up from now on.
 func (p *pool) useAccount(proven *account) {
-	if before := p.account.Load(); *before != *proven && p.account.CompareAndSwap(before, proven) {
-		p.formerAccount.Store(before)
+	if *p.account.Load() == *proven {
+		return
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := *p.account.Load()
+	if before == *proven {
+		return
+	}
+	// First the list, so that there is no moment without the tokens in use.
+	former := []account{before}
+	if older := p.formerAccounts.Load(); older != nil {
+		former = append(former, *older...)
+	}
+	former = slices.DeleteFunc(former, func(a account) bool { return a == *proven })
+	former = former[:min(len(former), maxFormerAccounts)]
+	p.formerAccounts.Store(&former)
+	p.account.Store(proven)
 }
 
 // takeSpareRate is for renewals, which count towards mint_rate but give way:

@@ -1044,3 +1044,42 @@ func TestFormerKeysTokensOutliveAnOutage(t *testing.T) {
 		}
 	})
 }
+
+// Rotated again before every document had a token of the key in between.
+func TestTokensOutliveSeveralRotations(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key")
+	rotate := func(p *poolTest, key string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if p == nil {
+			return
+		}
+		p.api.set(func(r mintRequest) (*http.Response, error) {
+			if r.key != "Bearer "+key {
+				return failing(401)(r)
+			}
+			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(p.api.count(), r.exp))), nil
+		})
+		p.want("of "+key, resultMinted)
+	}
+	rotate(nil, testKey)
+	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
+		old := p.want("doc", resultMinted)
+		for i := range maxFormerAccounts {
+			rotate(p, fmt.Sprint("pdf_live_", i))
+			answer := p.api.answer
+			p.api.set(failing(422))
+			if got := p.want("doc", resultStale); got != old {
+				t.Errorf("after %d rotations: another token", i+1)
+			}
+			p.api.set(answer)
+			time.Sleep(2 * refusalMemory)
+		}
+		rotate(p, testKey) // and back to the first
+		if got := p.want("doc", resultHit); got != old {
+			t.Error("the first key's token is not used with the first key")
+		}
+	})
+}

@@ -316,11 +316,14 @@ type mintRequest struct {
 	} `json:"allowed_documents"`
 	UserID string `json:"user_id"`
 	Claim  any    `json:"claim"`
+
+	traceparent string
 }
 
-func (s *standIn) record(_ *http.Request, body []byte) {
+func (s *standIn) record(r *http.Request, body []byte) {
 	var asked mintRequest
 	err := json.Unmarshal(body, &asked)
+	asked.traceparent = r.Header.Get("Traceparent")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {

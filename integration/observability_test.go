@@ -1,0 +1,175 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/viewersession/caddy-viewer-session/emulator"
+)
+
+// scrape returns what Prometheus would get, by name and labels but endpoint's.
+func (s *stage) scrape() map[string]string {
+	s.t.Helper()
+	text := s.adminGet("/metrics")
+	values := make(map[string]string)
+	for _, m := range regexp.MustCompile(`(?m)^caddy_viewer_session_(\w+){endpoint="([^"]*)",?([^}]*)} (.*)$`).FindAllStringSubmatch(text, -1) {
+		if m[2] == strings.TrimPrefix(s.api.url, "http://") {
+			values[strings.TrimSpace(m[1]+" "+m[3])] = m[4]
+		}
+	}
+	return values
+}
+
+func (s *stage) adminGet(path string) string {
+	s.t.Helper()
+	resp, err := http.Get("http://" + s.admin + path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var text strings.Builder
+	if err := resp.Write(&text); err != nil {
+		s.t.Fatal(err)
+	}
+	s.wantNoSecretIn("the admin API's answer", []byte(text.String()))
+	if resp.StatusCode != 200 {
+		s.t.Fatalf("%s: %s", path, text.String())
+	}
+	_, body, _ := strings.Cut(text.String(), "\r\n\r\n")
+	return body
+}
+
+// Nothing is reset by a reload, be it one that keeps the pool or one that does not.
+func TestMetricsSurviveReloads(t *testing.T) {
+	s := newStage(t)
+	s.load(simpleSite)
+	for range 5 {
+		s.token("/documents/doc")
+	}
+	s.api.SetFault(emulator.Fault{Mode: "status", Status: 422})
+	s.get("/documents/rejected", 502)
+	s.api.SetFault(emulator.Fault{})
+	before := s.scrape()
+	for name, want := range map[string]string{
+		`requests_total result="minted"`: "1", `requests_total result="hit"`: "4", `requests_total result="error"`: "1",
+		`mints_total outcome="ok"`: "1", `mints_total outcome="rejected"`: "1", "mint_duration_seconds_count": "2", "cached_tokens": "1", "mints_in_flight": "0",
+	} {
+		if before[name] != want {
+			t.Errorf("%s is %q, want %s", name, before[name], want)
+		}
+	}
+	for name, site := range map[string]string{
+		"the same":            simpleSite,
+		"another handler":     strings.Replace(simpleSite, "reverse_proxy", "header X-Config 1\n\treverse_proxy", 1),
+		"another pool":        strings.Replace(simpleSite, "document_path", "timeout 3s\n\t\tdocument_path", 1),
+		"another, once more":  strings.Replace(simpleSite, "document_path", "timeout 4s\n\t\tdocument_path", 1),
+		"two handlers":        strings.Replace(simpleSite, "reverse_proxy", "viewer_session {\nendpoint API/viewer/sessions\ntimeout 2s\nrequest_header X-Other\ndocument_path /files/:id\n}\nreverse_proxy", 1),
+		"without the handler": "GATEWAY {\n\treverse_proxy APP\n}\n",
+	} {
+		s.load(site)
+		if name == "without the handler" {
+			continue // and so without its metrics
+		}
+		after := s.scrape()
+		for metric, value := range before {
+			if metric == "cached_tokens" || metric == "cached_bytes" { // gauges of a pool that may be gone
+				continue
+			}
+			if after[metric] != value {
+				t.Errorf("%s: %s went from %s to %q", name, metric, value, after[metric])
+			}
+		}
+	}
+	s.load(simpleSite)
+	if after := s.scrape(); after[`requests_total result="hit"`] != "4" {
+		t.Errorf("after a config without the handler: %s hits", after[`requests_total result="hit"`])
+	}
+}
+
+// The API is killed under load: from the metrics, the log and the admin API
+// alone one can tell what happened, since when, and that users are served.
+func TestAnOutageCanBeSeen(t *testing.T) {
+	s := newStage(t)
+	s.load(simpleSite)
+	for i := range 20 {
+		s.token(fmt.Sprint("/documents/open", i))
+	}
+	killed := time.Now()
+	s.api.stop()
+	for i := range 5 {
+		s.get(fmt.Sprint("/documents/new", i), 502)
+	}
+	for i := range 20 {
+		s.token(fmt.Sprint("/documents/open", i))
+	}
+
+	metrics := s.scrape()
+	if metrics[`requests_total result="hit"`] != "20" || metrics[`requests_total result="error"`] != "5" || metrics[`mints_total outcome="unavailable"`] == "0" {
+		t.Errorf("the metrics do not say what happened: %v", metrics)
+	}
+	var until float64
+	if _, err := fmt.Sscan(metrics["backoff_until_timestamp_seconds"], &until); err != nil || until < float64(killed.Unix()) {
+		t.Errorf("the metrics do not say that there is a back-off: %q", metrics["backoff_until_timestamp_seconds"])
+	}
+
+	var status struct {
+		Pools []struct {
+			Endpoint     string            `json:"endpoint"`
+			Requests     map[string]uint64 `json:"requests"`
+			FailingSince time.Time         `json:"failing_since"`
+			LastError    struct {
+				Reason string `json:"reason"`
+				Error  string `json:"error"`
+			} `json:"last_error"`
+		} `json:"pools"`
+	}
+	if err := json.Unmarshal([]byte(s.adminGet("/viewer_session/")), &status); err != nil || len(status.Pools) != 1 {
+		t.Fatalf("%v: %+v", err, status)
+	}
+	pool := status.Pools[0]
+	if pool.FailingSince.Before(killed.Add(-time.Second)) || pool.FailingSince.After(time.Now()) || pool.LastError.Reason != "unavailable" ||
+		!strings.Contains(pool.LastError.Error, "cannot be reached") || pool.Requests["hit"] != 20 {
+		t.Errorf("the admin API does not say what happened: %+v", pool)
+	}
+
+	log, err := os.ReadFile(s.logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(log), `"cannot mint a session token"`); n == 0 || n > 2 {
+		t.Errorf("the log says %d times that tokens cannot be minted", n)
+	}
+	s.api.restart(t)
+	s.eventually("/documents/new0")
+	if log, err = os.ReadFile(s.logFile); err != nil || !strings.Contains(string(log), "session tokens are minted again") {
+		t.Errorf("%v: the log does not say that it is over", err)
+	}
+}
+
+// With Caddy's tracing, the mint belongs to the request's trace, and the API
+// gets to know of it.
+func TestTracing(t *testing.T) {
+	t.Setenv("OTEL_TRACES_EXPORTER", "none")
+	s := newStage(t)
+	s.load(strings.Replace(simpleSite, "viewer_session {", "tracing {\n\t\tspan gateway\n\t}\n\tviewer_session {", 1))
+	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
+	s.token("/documents/doc", "Traceparent", "00-"+id+"-00f067aa0ba902b7-01")
+	asked := s.api.minted()
+	if len(asked) != 1 || !strings.HasPrefix(asked[0].traceparent, "00-"+id+"-") || strings.Contains(asked[0].traceparent, "00f067aa0ba902b7") {
+		t.Errorf("the API got %+v", asked)
+	}
+	if app := s.app.last().values("Traceparent"); len(app) != 1 || len(asked) == 1 && app[0] == asked[0].traceparent {
+		t.Errorf("the app got %q, which is to be another span's", app)
+	}
+	s.load(simpleSite)
+	s.token("/documents/other", "Traceparent", "00-"+id+"-00f067aa0ba902b7-01")
+	if asked := s.api.minted(); len(asked) != 1 || asked[0].traceparent != "" {
+		t.Errorf("without tracing the API got %+v", asked)
+	}
+}
