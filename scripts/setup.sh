@@ -6,9 +6,9 @@ cd "$(dirname "$0")/.."
 
 missing=()
 
-have() { command -v "$1" >/dev/null 2>&1; }
+have() { type -P "$1" >/dev/null; } # not a function of the name
 
-chromium() {
+have_chromium() {
 	local name
 	if [ -n "${CHROMIUM:-}" ]; then return 0; fi
 	for name in chromium chromium-browser google-chrome google-chrome-stable chrome \
@@ -18,8 +18,8 @@ chromium() {
 	return 1
 }
 
-# python prints the Python that has Flask.
-python() {
+# find_python prints the Python that has Flask.
+find_python() {
 	local name
 	for name in .venv/bin/python .venv/Scripts/python.exe python3 /usr/bin/python3; do
 		if "$name" -c 'import flask' >/dev/null 2>&1; then
@@ -30,9 +30,9 @@ python() {
 	return 1
 }
 
-chromium || missing+=(chromium)
+have_chromium || missing+=(chromium)
 have node && have npm || missing+=(nodejs npm)
-python >/dev/null || missing+=(python3-flask)
+find_python >/dev/null || missing+=(python3-flask)
 
 if [ ${#missing[@]} -gt 0 ]; then
 	as_root=()
