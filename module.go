@@ -920,11 +920,13 @@ func (h *Handler) warn(endpoint *url.URL) {
 	if endpoint.Path == "" || endpoint.Path == "/" {
 		h.logger.Warn("the endpoint has no path; the DWS Viewer API mints tokens at "+DefaultEndpoint, zap.String("endpoint", endpoint.String()))
 	}
-	for i, r := range h.routes {
+	warned := make(map[string]bool)
+	for _, r := range h.routes {
 		for _, permission := range r.ask.staticPermissions {
-			if !slices.Contains(knownPermissions, permission) {
+			if !slices.Contains(knownPermissions, permission) && !warned[permission] {
+				warned[permission] = true
 				h.logger.Warn("the DWS Viewer API documents no such permission",
-					zap.String("permission", permission), zap.Strings("documented", knownPermissions), zap.Int("route", i+1))
+					zap.String("permission", permission), zap.Strings("documented", knownPermissions))
 			}
 		}
 	}

@@ -1,0 +1,108 @@
+package viewersession
+
+import (
+	"net/http"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// Every message that is logged stands in docs/operations.md, and no other.
+func TestEveryMessageIsDocumented(t *testing.T) {
+	var logged []string
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.DebugLevel)
+		api := new(fakeAPI)
+		h := newTestHandler(t, api, `viewer_session {
+			document_path /documents/:id
+			document_path /users/:id {
+				user_id {http.auth.user.id}
+			}
+			document_path /permissions/:id {
+				permissions {http.vars.none}
+				shared
+			}
+			document_path /claims/:id {
+				claim who {http.vars.none}
+			}
+			document_path /annotated/:id {
+				permissions annotate
+				shared
+				session_path /annotated/:id/session
+			}
+			session_path /token
+		}`)
+		h.logger = zap.New(core)
+		h.tenant.logger = h.logger
+		serve := func(target string, next *app) {
+			r, w := newRequest("GET", target)
+			_ = h.ServeHTTP(w, r, next)
+			time.Sleep(time.Minute)
+		}
+		h.warn(&url.URL{Scheme: "https", Host: "api.example.com"})
+		serve("/users/doc", new(app))
+		serve("/permissions/doc", new(app))
+		serve("/claims/doc", new(app))
+		serve("/token", appAnswering(204))
+		api.set(failing(500))
+		serve("/documents/fails", new(app))
+		api.set(nil)
+		serve("/documents/fails", new(app))
+		api.set(func(mintRequest) (*http.Response, error) { panic("bug") })
+		serve("/documents/panics", new(app))
+		api.set(func(mintRequest) (*http.Response, error) {
+			return respond(&http.Request{URL: testEndpoint}, 201, `{"jwt":"`+testJWT(map[string]any{"jti": "1"})+`"}`), nil
+		})
+		serve("/documents/endless", new(app))
+		for _, entry := range logs.All() {
+			logged = append(logged, entry.Message)
+		}
+	})
+
+	text, err := os.ReadFile("docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documented []string
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (?:warn|error|info)").FindAllStringSubmatch(string(text), -1) {
+		documented = append(documented, row[1])
+	}
+	for _, message := range logged {
+		if !slices.ContainsFunc(documented, func(row string) bool { return strings.HasPrefix(message, row) }) {
+			t.Errorf("not documented: %s", message)
+		}
+	}
+	for _, row := range documented {
+		if !slices.ContainsFunc(logged, func(message string) bool { return strings.HasPrefix(message, row) }) {
+			t.Errorf("documented, and never logged here: %s", row)
+		}
+	}
+
+	// And the code has no others.
+	calls := 0
+	files, err := os.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if !strings.HasSuffix(file.Name(), ".go") || strings.HasSuffix(file.Name(), "_test.go") {
+			continue
+		}
+		source, err := os.ReadFile(file.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls += len(regexp.MustCompile(`(?:logger(?:\(\))?\.(?:Debug|Info|Warn|Error)|\blog)\((?:"|hint)`).FindAll(source, -1))
+	}
+	if want := len(documented) - len(unresolvedHints) + 1; calls != want {
+		t.Errorf("%d places in the code log something, and %d are documented", calls, want)
+	}
+}
