@@ -42,28 +42,6 @@ func (s *stage) session(path string, header ...string) (jwt string, resp *http.R
 	return answer.JWT, resp
 }
 
-// fetch is do for answers that may hold a token.
-func (s *stage) fetch(method, path string, header ...string) (*http.Response, string) {
-	s.t.Helper()
-	req, err := http.NewRequestWithContext(s.t.Context(), method, "http://"+s.gateway+path, nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for i := 0; i+1 < len(header); i += 2 {
-		req.Header.Add(header[i], header[i+1])
-	}
-	resp, err := http.DefaultTransport.RoundTrip(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return resp, string(body)
-}
-
 func TestSessionPath(t *testing.T) {
 	s := newStage(t)
 	s.load(sessionSite)
