@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"regexp"
@@ -179,5 +180,93 @@ func TestTracing(t *testing.T) {
 	s.token("/documents/other", "Traceparent", "00-"+id+"-00f067aa0ba902b7-01")
 	if asked := s.api.minted(); len(asked) != 1 || asked[0].traceparent != "" {
 		t.Errorf("without tracing the API got %+v", asked)
+	}
+}
+
+// observability runs the example, and compares what its alerts and dashboard
+// ask for with what there is.
+func observability(t *testing.T, s *stage, text string) {
+	t.Setenv("OTEL_TRACES_EXPORTER", "none")
+	metrics := freeAddress(t)
+	text = substitute(t, text,
+		"docs.example.com {", "http://"+s.gateway+" {", "app:3000", s.app.address, "127.0.0.1:9180", metrics,
+		"viewer_session {\n", "viewer_session {\n\t\tendpoint API/viewer/sessions\n")
+	text = strings.Replace(text, "\tlog {\n", "\tadmin ADMIN\n\tauto_https off\n\tpersist_config off\n\tdefault_bind 127.0.0.1\n\tlog {\n\t\tlevel DEBUG\n\t\toutput file \"LOGFILE\"\n", 1)
+	if err := loadText(s.fill(text)); err != nil {
+		t.Fatal(err)
+	}
+	s.token("/documents/doc", "X-Viewer-Rejected", "secret")
+	resp, err := http.Get("http://" + metrics + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scraped := string(body)
+	s.wantNoSecretIn("the metrics", body)
+	log, err := os.ReadFile(s.logFile)
+	if err != nil || !strings.Contains(string(log), `"viewer_session":{"document_id":"doc","result":"minted"`) || strings.Contains(string(log), `"secret"`) {
+		t.Errorf("%v: the access log\n%s", err, log)
+	}
+
+	used := make(map[string]bool)
+	for _, file := range []string{"alerts.yml", "dashboard.json"} {
+		text, err := os.ReadFile("examples/observability/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := regexp.MustCompile(`caddy_viewer_session_\w+`).FindAllString(string(text), -1)
+		if len(names) < 9 {
+			t.Errorf("%s names %d metrics", file, len(names))
+		}
+		for _, name := range names {
+			used[strings.TrimSuffix(name, "_bucket")] = true
+			if !strings.Contains(scraped, "\n"+name+"{") {
+				t.Errorf("%s: there is no %s", file, name)
+			}
+		}
+		for _, label := range regexp.MustCompile(`(result|outcome)!?=~?\\?"([^"\\]+)`).FindAllStringSubmatch(string(text), -1) {
+			for value := range strings.SplitSeq(label[2], "|") {
+				if !strings.Contains(scraped, label[1]+`="`+value+`"`) {
+					t.Errorf("%s: there is no %s %s", file, label[1], value)
+				}
+			}
+		}
+	}
+	for _, family := range regexp.MustCompile(`# TYPE (caddy_viewer_session_\w+)`).FindAllStringSubmatch(scraped, -1) {
+		if !used[family[1]] {
+			t.Errorf("neither alerts nor dashboard use %s", family[1])
+		}
+	}
+	var dashboard struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	if text, err := os.ReadFile("examples/observability/dashboard.json"); err != nil || json.Unmarshal(text, &dashboard) != nil || len(dashboard.Panels) < 8 {
+		t.Errorf("%v: the dashboard has %d panels", err, len(dashboard.Panels))
+	}
+	for _, panel := range dashboard.Panels {
+		if panel.Title == "" || len(panel.Targets) == 0 {
+			t.Errorf("a panel without a title or a query: %+v", panel)
+		}
+	}
+	// What each alert means stands in the docs.
+	operations, err := os.ReadFile("docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	alerts, err := os.ReadFile("examples/observability/alerts.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, alert := range regexp.MustCompile(`alert: (\w+)`).FindAllStringSubmatch(string(alerts), -1) {
+		if !strings.Contains(string(operations), "| `"+alert[1]+"` |") {
+			t.Errorf("docs/operations.md does not say what %s means", alert[1])
+		}
 	}
 }
