@@ -5,6 +5,7 @@ package integration
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -194,6 +196,14 @@ func (s *stage) fetch(method, path string, header ...string) (*http.Response, st
 		req.Header.Add(header[i], header[i+1])
 	}
 	resp, err := http.DefaultTransport.RoundTrip(req)
+	for range 3 {
+		if err == nil || !errors.Is(err, syscall.ECONNRESET) {
+			break
+		}
+		// Right after a reload, a listener that changes hands may drop a
+		// connection: plain Caddy does so as well.
+		resp, err = http.DefaultTransport.RoundTrip(req)
+	}
 	if err != nil {
 		s.t.Fatal(err)
 	}
