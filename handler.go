@@ -133,10 +133,13 @@ var unresolvedHints = map[reason]string{
 		"unless the path has :id, and may name the user in X-Viewer-User, each of them once",
 }
 
-// bypass records that a request gets no token by rule.
+// bypass records that a request gets no token by rule, unless another instance
+// or the route whose error is being handled has recorded more.
 func (h *Handler) bypass(visit *visit) {
-	h.pool.counters.countRequest(resultBypass)
 	visit.bypass()
+	if visit.result == resultBypass {
+		h.pool.counters.countRequest(resultBypass)
+	}
 }
 
 // withoutToken ends a viewer request for which there is no token: with an

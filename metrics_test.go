@@ -399,7 +399,7 @@ func TestCacheCountsItsTokens(t *testing.T) {
 	}
 }
 
-func TestScrapeIsFormatted(t *testing.T) {
+func TestMetricsNameNoDocument(t *testing.T) {
 	h := newTestHandler(t, new(fakeAPI), oneRoute)
 	r, w := newRequest("GET", "/documents/secret-document-name")
 	if err := h.ServeHTTP(w, r, new(app)); err != nil {

@@ -464,6 +464,9 @@ func TestSessionOfTwoInstances(t *testing.T) {
 	if api.count() != 1 || placeholder(r, "result") != "minted" {
 		t.Errorf("%d mints, result %s", api.count(), placeholder(r, "result"))
 	}
+	if counted := gather(t, outer.pool.endpoint.Host); counted["requests_total minted"] != 1 || counted["requests_total bypass"] != 0 {
+		t.Errorf("one request is counted as %v minted and %v bypass", counted["requests_total minted"], counted["requests_total bypass"])
+	}
 }
 
 // The outer instance takes the header off, and the inner one knows of it.

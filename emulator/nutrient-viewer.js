@@ -47,7 +47,6 @@
 		#refreshing;
 		#given; // takes the next session while one is waited for
 		#view;
-		requests = 0;
 
 		constructor(configuration, container) {
 			this.#session = configuration.session;
@@ -83,7 +82,6 @@
 				}
 				signedIn = await (this.#refreshing ??= this.#refresh().finally(() => (this.#refreshing = undefined)));
 			}
-			this.requests++;
 			this.show(signedIn);
 		}
 
