@@ -907,12 +907,16 @@ func resolveKey(placeholder string) (string, error) {
 		}
 		return "", fmt.Errorf("api_key %s is empty or unknown: set it to the Viewer API key of your DWS account before Caddy starts", placeholder)
 	}
-	for i := 0; i < len(key); i++ {
-		if key[i] <= ' ' || key[i] >= 0x7f || strings.IndexByte("\"'`$", key[i]) >= 0 {
-			return "", fmt.Errorf("api_key %s holds spaces, quotes or other characters that no key has: it should be the key alone, without quotes, a name or Bearer in front", placeholder)
-		}
+	if !wellFormedKey(key) {
+		return "", fmt.Errorf("api_key %s holds spaces, quotes or other characters that no key has: it should be the key alone, without quotes, a name or Bearer in front", placeholder)
 	}
 	return key, nil
+}
+
+func wellFormedKey(key string) bool {
+	return !strings.ContainsFunc(key, func(r rune) bool {
+		return r <= ' ' || r >= 0x7f || strings.ContainsRune("\"'`$", r)
+	})
 }
 
 // warn tells the operator what is allowed, but likely a mistake.

@@ -23,6 +23,8 @@ import (
 	"testing"
 	"time"
 
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
@@ -37,6 +39,10 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asCommand) != "" {
+		caddycmd.Main()
+		return
+	}
 	// Caddy keeps state in the user's directories.
 	home, err := os.MkdirTemp("", "viewer-session-test")
 	if err != nil {

@@ -40,16 +40,15 @@ func (s *stage) adminGet(path string) string {
 		s.t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var text strings.Builder
-	if err := resp.Write(&text); err != nil {
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.wantNoSecretIn("the admin API's answer", []byte(text.String()))
+	s.wantNoSecretIn("the admin API's answer", fmt.Appendf(nil, "%v %s", resp.Header, body))
 	if resp.StatusCode != 200 {
-		s.t.Fatalf("%s: %s", path, text.String())
+		s.t.Fatalf("%s: %d %s", path, resp.StatusCode, body)
 	}
-	_, body, _ := strings.Cut(text.String(), "\r\n\r\n")
-	return body
+	return string(body)
 }
 
 // Nothing is reset by a reload, be it one that keeps the pool or one that does not.

@@ -202,4 +202,10 @@ var mutants = []mutant{
 	{"config: matchers", "caddyfile.go", "	if d.NextArg() {\n		if arg := d.Val(); arg == \"*\"", "	if d.NextArg(); false {\n		if arg := d.Val(); arg == \"*\"", false},
 	{"config: repeated options", "caddyfile.go", "	if seen[option] {", "	if false {", false},
 	{"config: cleanup after a failed provision", "module.go", "	if h.pool == nil {\n		return nil\n	}\n	return h.pool.leave", "	return h.pool.leave", false},
+
+	// Command line
+	{"command: the token is always shown", "command.go", "	if m.showToken {\n", "	if true {\n", false},
+	{"command: a key on the command line", "command.go", "looksLikeKey(m.keyVariable))", "false)", false},
+	{"command: the clock is not looked at", "command.go", "offset.Abs() > maxClockOffset", "false", false},
+	{"command: refusals pass", "command.go", "	case outcome(reasonKeyRefused):\n		return 3\n", "	case outcome(reasonKeyRefused):\n		return 0\n", false},
 }
