@@ -75,13 +75,43 @@ type poolStatus struct {
 	BackOff       *troubleStatus    `json:"back_off"`
 	FailingSince  *time.Time        `json:"failing_since"`
 	LastError     *troubleStatus    `json:"last_error"`
+	Store         *storeStatus      `json:"store"` // null if there is none
 }
 
 type troubleStatus struct {
 	At     *time.Time `json:"at,omitempty"`
 	Until  *time.Time `json:"until,omitempty"`
-	Reason string     `json:"reason"`
+	Reason string     `json:"reason,omitempty"`
 	Error  string     `json:"error"`
+}
+
+// storeStatus is what the admin API says of the shared store.
+type storeStatus struct {
+	Operations   map[string]map[string]uint64 `json:"operations"`
+	FailingSince *time.Time                   `json:"failing_since"`
+	LastError    *troubleStatus               `json:"last_error"`
+}
+
+func (p *pool) storeStatus() *storeStatus {
+	if p.settings.store == "" {
+		return nil
+	}
+	s := &storeStatus{Operations: make(map[string]map[string]uint64)}
+	for i, o := range storeOperations {
+		if s.Operations[o.operation] == nil {
+			s.Operations[o.operation] = make(map[string]uint64)
+		}
+		s.Operations[o.operation][o.outcome] = p.counters.store[i].Load()
+	}
+	p.storeTrouble.mu.Lock()
+	defer p.storeTrouble.mu.Unlock()
+	if p.storeTrouble.last != "" {
+		s.LastError = &troubleStatus{At: new(p.storeTrouble.at), Error: p.storeTrouble.last}
+	}
+	if !p.storeTrouble.since.IsZero() {
+		s.FailingSince = new(p.storeTrouble.since)
+	}
+	return s
 }
 
 func (p *pool) status(now time.Time) poolStatus {
@@ -95,6 +125,7 @@ func (p *pool) status(now time.Time) poolStatus {
 		RateLimited:   p.counters.rateLimited.Load(),
 		CacheSize:     p.settings.cacheSize,
 		CacheRejected: p.counters.cacheRejected.Load(),
+		Store:         p.storeStatus(),
 	}
 	for i, r := range results {
 		s.Requests[string(r)] = p.counters.requests[i].Load()

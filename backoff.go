@@ -110,6 +110,15 @@ func (b *backoff) admit(name, document string, now time.Time) (admission, *failu
 	return a, nil
 }
 
+// remembers reports whether a mint for the ask with this name has failed a
+// moment ago, so that admit will say so as well.
+func (b *backoff) remembers(name string, now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r, ok := b.remembered[sha256.Sum256([]byte(name))]
+	return ok && now.Before(r.until)
+}
+
 // settle records how an admitted mint ended and returns the failure to answer
 // with, which knows more than f if the endpoint is held back now. A nil failure
 // is a success.

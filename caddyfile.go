@@ -13,6 +13,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/viewersession/caddy-viewer-session/internal/secret"
 )
 
 func init() {
@@ -57,6 +59,9 @@ func parseCaddyfile(helper httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, e
 //		timeout    <duration>
 //		mint_rate  <per second> [<burst>] | off
 //		cache_size <size>
+//		store      <module> {
+//			...
+//		}
 //		transport  http {
 //			...
 //		}
@@ -114,7 +119,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if meant, ok := likelyMeant[option]; ok {
 				return d.Errf("unrecognized subdirective %q of viewer_session: did you mean %s?", option, meant)
 			}
-			return d.Errf("unrecognized subdirective %q of viewer_session; it takes document_path, document_id, session_path, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size and transport", option)
+			return d.Errf("unrecognized subdirective %q of viewer_session; it takes document_path, document_id, session_path, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size, store and transport", option)
 		}
 	}
 	// Mistakes that only show in the whole are told now, not when the config
@@ -215,7 +220,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (known 
 	case "api_key":
 		// No error may quote what stands here: it may well be the key.
 		h.APIKey = strings.Join(d.RemainingArgs(), " ")
-		err = wrap(d, checkKeyPlaceholder(h.APIKey))
+		err = wrap(d, secret.Check("api_key", h.APIKey))
 	case "endpoint":
 		err = oneArg(d, &h.Endpoint)
 	case "insecure_endpoint":
@@ -226,6 +231,8 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (known 
 		err = h.unmarshalMintRate(d)
 	case "cache_size":
 		err = h.unmarshalCacheSize(d)
+	case "store":
+		err = h.unmarshalStore(d)
 	case "transport":
 		err = h.unmarshalTransport(d)
 	default:
@@ -320,6 +327,22 @@ func (h *Handler) unmarshalTransport(d *caddyfile.Dispenser) error {
 		return err
 	}
 	h.TransportRaw = caddyconfig.JSONModuleObject(mod.(*reverseproxy.HTTPTransport), "protocol", "http", nil)
+	return nil
+}
+
+func (h *Handler) unmarshalStore(d *caddyfile.Dispenser) error {
+	if !d.NextArg() {
+		return d.Err("store needs a name, for example: store redis { ... }")
+	}
+	name := d.Val()
+	if err := checkStoreName(name); err != nil {
+		return d.WrapErr(err)
+	}
+	mod, err := caddyfile.UnmarshalModule(d, storeNamespace+"."+name)
+	if err != nil {
+		return err
+	}
+	h.StoreRaw = caddyconfig.JSONModuleObject(mod, "store", name, nil)
 	return nil
 }
 

@@ -28,7 +28,7 @@ func newTestHandler(t *testing.T, api *fakeAPI, caddyfile string) *Handler {
 		t.Fatal(err)
 	}
 	h.logger = zap.NewNop()
-	h.tenant = newTenant(api, zap.NewNop(), "pdf_live_test")
+	h.tenant = newTenant(api, nil, zap.NewNop(), "pdf_live_test")
 	if h.pool, err = joinPool(testSettings(t), newEndpoint(), h.tenant); err != nil {
 		t.Fatal(err)
 	}

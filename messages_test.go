@@ -1,6 +1,7 @@
 package viewersession
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"os"
@@ -52,9 +53,13 @@ func TestEveryMessageIsDocumented(t *testing.T) {
 		serve("/permissions/doc", new(app))
 		serve("/claims/doc", new(app))
 		serve("/token", appAnswering(204))
+		store := newFakeStore()
+		h.tenant.store = store
+		store.fail(errors.New("down"))
 		api.set(failing(500))
 		serve("/documents/fails", new(app))
 		api.set(nil)
+		store.fail(nil)
 		serve("/documents/fails", new(app))
 		api.set(func(mintRequest) (*http.Response, error) { panic("bug") })
 		serve("/documents/panics", new(app))

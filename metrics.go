@@ -30,6 +30,7 @@ type counters struct {
 	mints         [len(outcomes)]atomic.Uint64
 	rateLimited   atomic.Uint64
 	cacheRejected atomic.Uint64
+	store         [len(storeOperations)]atomic.Uint64
 	inFlight      atomic.Int64
 	lastMint      atomic.Int64 // Unix nanoseconds; 0 for never
 }
@@ -53,6 +54,15 @@ func (c *counters) countMint(o outcome) {
 	}
 }
 
+func (c *counters) countStore(operation, outcome string) {
+	for i := range storeOperations {
+		if storeOperations[i] == (storeOperation{operation, outcome}) {
+			c.store[i].Add(1)
+			return
+		}
+	}
+}
+
 // add adds what another has counted.
 func (c *counters) add(other *counters) {
 	for i := range results {
@@ -60,6 +70,9 @@ func (c *counters) add(other *counters) {
 	}
 	for i := range outcomes {
 		c.mints[i].Add(other.mints[i].Load())
+	}
+	for i := range storeOperations {
+		c.store[i].Add(other.store[i].Load())
 	}
 	c.rateLimited.Add(other.rateLimited.Load())
 	c.cacheRejected.Add(other.cacheRejected.Load())
@@ -132,7 +145,7 @@ var mintDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 // collector makes the metrics when they are asked for, from what all pools have
 // counted: several may have the same endpoint.
 type collector struct {
-	requests, mints, inFlight, lastMint, backoffUntil, rateLimited, cachedTokens, cachedBytes, cacheRejected *prometheus.Desc
+	requests, mints, inFlight, lastMint, backoffUntil, rateLimited, cachedTokens, cachedBytes, cacheRejected, storeOperations *prometheus.Desc
 }
 
 var metrics = newCollector()
@@ -151,12 +164,14 @@ func newCollector() *collector {
 		cachedTokens:  desc("cached_tokens", "Tokens in memory."),
 		cachedBytes:   desc("cached_bytes", "Memory that cached tokens take, as cache_size counts it."),
 		cacheRejected: desc("cache_rejected_total", "Tokens that a full cache has turned away; they are kept for a shorter time."),
+
+		storeOperations: desc("store_operations_total", "Operations on the store that gateways share, by how they ended.", "operation", "outcome"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{c.requests, c.mints, c.inFlight, c.lastMint, c.backoffUntil, c.rateLimited, c.cachedTokens, c.cachedBytes, c.cacheRejected} {
+	for _, desc := range []*prometheus.Desc{c.requests, c.mints, c.inFlight, c.lastMint, c.backoffUntil, c.rateLimited, c.cachedTokens, c.cachedBytes, c.cacheRejected, c.storeOperations} {
 		descs <- desc
 	}
 }
@@ -181,6 +196,9 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 		send(c.cachedTokens, prometheus.GaugeValue, float64(sum.cachedTokens))
 		send(c.cachedBytes, prometheus.GaugeValue, float64(sum.cachedBytes))
 		send(c.cacheRejected, prometheus.CounterValue, float64(sum.cacheRejected.Load()))
+		for i, o := range storeOperations {
+			send(c.storeOperations, prometheus.CounterValue, float64(sum.store[i].Load()), o.operation, o.outcome)
+		}
 	}
 }
 

@@ -80,10 +80,10 @@ func TestMetricsAreWellFormed(t *testing.T) {
 		if err != nil || len(problems) > 0 {
 			t.Errorf("%v, %v", err, problems)
 		}
-		// Exactly those of the contract; store_operations_total comes with a store.
+		// Exactly those of the contract.
 		want := []string{
 			"requests_total", "mints_total", "mint_duration_seconds", "mints_in_flight", "last_mint_timestamp_seconds",
-			"backoff_until_timestamp_seconds", "rate_limited_total", "cached_tokens", "cached_bytes", "cache_rejected_total",
+			"backoff_until_timestamp_seconds", "rate_limited_total", "cached_tokens", "cached_bytes", "cache_rejected_total", "store_operations_total",
 		}
 		families, err := registry.Gather()
 		if err != nil {
@@ -111,6 +111,11 @@ func TestMetricsAreWellFormed(t *testing.T) {
 		for _, o := range outcomes {
 			if _, ok := values["mints_total "+string(o)]; !ok {
 				t.Errorf("no mints_total for %s", o)
+			}
+		}
+		for _, o := range storeOperations {
+			if _, ok := values["store_operations_total "+o.operation+" "+o.outcome]; !ok {
+				t.Errorf("no store_operations_total for %v", o)
 			}
 		}
 	})
@@ -295,7 +300,7 @@ func TestCountersOutliveTheirPool(t *testing.T) {
 			t.Error(err)
 			break
 		}
-		h.tenant = newTenant(new(fakeAPI), zap.NewNop(), testKey)
+		h.tenant = newTenant(new(fakeAPI), nil, zap.NewNop(), testKey)
 		if h.pool, err = joinPool(testSettings(t), endpoint, h.tenant); err != nil {
 			t.Error(err)
 			break

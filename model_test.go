@@ -102,7 +102,7 @@ func (m *model) settings() poolSettings {
 }
 
 func (m *model) join() {
-	m.tenant = newTenant(m.api, zap.NewNop(), m.key)
+	m.tenant = newTenant(m.api, nil, zap.NewNop(), m.key)
 	p, err := joinPool(m.settings(), testEndpoint, m.tenant)
 	if err != nil {
 		m.t.Fatal(err)

@@ -22,6 +22,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/viewersession/caddy-viewer-session/internal/secret"
 )
 
 func init() {
@@ -150,8 +152,12 @@ type Handler struct {
 	// proxies and resolvers. HTTP/3 and the PROXY protocol are refused.
 	TransportRaw json.RawMessage `json:"transport,omitempty" caddy:"namespace=http.reverse_proxy.transport inline_key=protocol"`
 
+	// Where gateways share their tokens, so that each is minted once for all.
+	// Default: none; each gateway mints for itself.
+	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=http.handlers.viewer_session.stores inline_key=store"`
+
 	// Handlers with the same endpoint, api_key, timeout, mint_rate,
-	// cache_size and transport share one pool of tokens, also across reloads.
+	// cache_size, store and transport share one pool of tokens, also across reloads.
 	pool   *pool
 	tenant *tenant
 
@@ -267,10 +273,29 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("transport: %w", err)
 	}
+	store, err := h.loadStore(ctx)
+	if err != nil {
+		return err
+	}
 	h.warn(endpoint)
-	h.tenant = newTenant(mod.(http.RoundTripper), h.logger, apiKey)
+	h.tenant = newTenant(mod.(http.RoundTripper), store, h.logger, apiKey)
 	h.pool, err = joinPool(settings, endpoint, h.tenant)
 	return err
+}
+
+func (h *Handler) loadStore(ctx caddy.Context) (Store, error) {
+	if h.StoreRaw == nil {
+		return nil, nil
+	}
+	mod, err := ctx.LoadModule(h, "StoreRaw")
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	store, ok := mod.(Store)
+	if !ok {
+		return nil, fmt.Errorf("store: the module %T is not a viewersession.Store", mod)
+	}
+	return store, nil
 }
 
 // Cleanup leaves the pool. It also runs after a Provision that failed.
@@ -715,7 +740,7 @@ func (h *Handler) poolSettings() (poolSettings, *url.URL, error) {
 	if s.apiKey == "" {
 		s.apiKey = DefaultAPIKey
 	}
-	if err := checkKeyPlaceholder(s.apiKey); err != nil {
+	if err := secret.Check("api_key", s.apiKey); err != nil {
 		return poolSettings{}, nil, err
 	}
 	if s.timeout == 0 {
@@ -741,7 +766,12 @@ func (h *Handler) poolSettings() (poolSettings, *url.URL, error) {
 		return poolSettings{}, nil, err
 	}
 	s.endpoint = endpoint.String()
-	s.transport, err = h.transportJSON(endpoint.Scheme)
+	if s.transport, err = h.transportJSON(endpoint.Scheme); err != nil {
+		return poolSettings{}, nil, err
+	}
+	if h.StoreRaw != nil {
+		s.store, err = h.storeJSON()
+	}
 	return s, endpoint, err
 }
 
@@ -859,10 +889,41 @@ func (h *Handler) transportJSON(scheme string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("transport: %w", err)
 	}
-	// Modules inside are raw JSON: sort their members too.
+	return canonicalJSON(raw)
+}
+
+// storeJSON checks which store it is, and returns its config in a form that is
+// the same for the same settings.
+func (h *Handler) storeJSON() (string, error) {
+	var store struct {
+		Name string `json:"store"`
+	}
+	if err := json.Unmarshal(h.StoreRaw, &store); err != nil || store.Name == "" {
+		return "", errors.New(`store: write an object with the store's name under the key "store", for example {"store": "redis", ...}`)
+	}
+	if err := checkStoreName(store.Name); err != nil {
+		return "", err
+	}
+	return canonicalJSON(h.StoreRaw)
+}
+
+// checkStoreName says how to get a store that is not compiled in.
+func checkStoreName(name string) error {
+	if _, err := caddy.GetModule(storeNamespace + "." + name); err != nil {
+		hint := "build Caddy with the plugin that brings it"
+		if name == "redis" {
+			hint = "build Caddy with it: xcaddy build --with github.com/viewersession/caddy-viewer-session/redis"
+		}
+		return fmt.Errorf("store %s is not in this Caddy: %s", name, hint)
+	}
+	return nil
+}
+
+// canonicalJSON sorts the members of objects, at any depth.
+func canonicalJSON(raw json.RawMessage) (string, error) {
 	members, err := decodeJSON(raw)
 	if err != nil {
-		return "", fmt.Errorf("transport: %w", err)
+		return "", err
 	}
 	canonical, err := json.Marshal(members)
 	return string(canonical), err
@@ -877,35 +938,11 @@ func withoutMember(object json.RawMessage, name string) (json.RawMessage, error)
 	return json.Marshal(members)
 }
 
-// checkKeyPlaceholder refuses an API key that is not exactly one placeholder.
-// The error does not repeat it: it may well be the key.
-func checkKeyPlaceholder(s string) error {
-	// A name without a dot is none of Caddy's, but may well be a key in braces.
-	names := placeholdersIn(s)
-	if len(names) != 1 || s != "{"+names[0]+"}" || !strings.Contains(names[0], ".") || strings.ContainsAny(names[0], " \t") {
-		return errors.New("api_key: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would stand in the admin API's /config and in the autosaved config")
-	}
-	if strings.HasPrefix(names[0], "http.") {
-		hint := ""
-		if strings.HasPrefix(names[0], "http.request.uri.path.file.") {
-			hint = " ({file.NAME} without a slash is Caddy's shorthand for a part of the path: write {file./absolute/path} or {file.folder/name})"
-		}
-		return errors.New("api_key: a request's placeholder is not known when the config loads: write {env.NAME} or {file./path/to/key}" + hint)
-	}
-	return nil
-}
-
 // resolveKey returns the API key that the placeholder stands for.
 func resolveKey(placeholder string) (string, error) {
-	key, err := caddy.NewReplacer().ReplaceOrErr(placeholder, true, true)
-	if err == nil {
-		key = strings.TrimSpace(key)
-	}
-	if err != nil || key == "" {
-		if strings.HasPrefix(placeholder, "{file.") {
-			return "", fmt.Errorf("api_key %s is empty or cannot be read (a relative path begins where Caddy was started): put the Viewer API key of your DWS account there before Caddy starts", placeholder)
-		}
-		return "", fmt.Errorf("api_key %s is empty or unknown: set it to the Viewer API key of your DWS account before Caddy starts", placeholder)
+	key, err := secret.Resolve("api_key", placeholder)
+	if err != nil {
+		return "", fmt.Errorf("%w: put the Viewer API key of your DWS account there before Caddy starts", err)
 	}
 	if !wellFormedKey(key) {
 		return "", fmt.Errorf("api_key %s holds spaces, quotes or other characters that no key has: it should be the key alone, without quotes, a name or Bearer in front", placeholder)

@@ -405,7 +405,7 @@ func TestResolveKey(t *testing.T) {
 		}
 	}
 	const (
-		empty     = " is empty or unknown: set it to the Viewer API key of your DWS account before Caddy starts"
+		empty     = " is empty or unknown: put the Viewer API key of your DWS account there before Caddy starts"
 		noFile    = " is empty or cannot be read (a relative path begins where Caddy was started): put the Viewer API key of your DWS account there before Caddy starts"
 		malformed = " holds spaces, quotes or other characters that no key has: it should be the key alone, without quotes, a name or Bearer in front"
 	)

@@ -37,6 +37,7 @@ type poolSettings struct {
 	burst     int
 	cacheSize int64
 	transport string // as JSON
+	store     string // as JSON; empty for none
 }
 
 // pool gets tokens for all handlers with the same settings.
@@ -71,17 +72,20 @@ type pool struct {
 	mintedAt   atomic.Int64 // when the latest mint succeeded, as elapsed has it
 	keyChecks  *rate.Limiter
 	failureLog logGate
+	storeLog   logGate
 
 	noExpWarned atomic.Bool
 
 	counters     *counters // outlives the pool
 	mintDuration prometheus.Observer
 	trouble      trouble
+	storeTrouble storeTrouble
 }
 
 // tenant is what a loaded config lends to the pool: it ends with the config.
 type tenant struct {
 	transport  http.RoundTripper
+	store      Store // nil for none
 	logger     *zap.Logger
 	credential atomic.Pointer[credential]
 }
@@ -98,8 +102,8 @@ type account [16]byte
 // maxFormerAccounts is how many rotations of the key are looked back.
 const maxFormerAccounts = 3
 
-func newTenant(transport http.RoundTripper, logger *zap.Logger, apiKey string) *tenant {
-	t := &tenant{transport: transport, logger: logger}
+func newTenant(transport http.RoundTripper, store Store, logger *zap.Logger, apiKey string) *tenant {
+	t := &tenant{transport: transport, store: store, logger: logger}
 	t.credential.Store(newCredential(apiKey))
 	return t
 }
@@ -216,7 +220,13 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 		}
 	}
 
-	minted, result, f := p.await(ctx, string(key), a, nil)
+	minted, result, f := p.await(ctx, string(key), a, errand{})
+	if cached == nil && f != nil {
+		// The shared store may have had one that runs short.
+		if cached = p.cache.get(key); cached != nil {
+			state = short
+		}
+	}
 	if cached != nil && p.cache.purges.cover(cached) {
 		state = expired
 	}
@@ -254,10 +264,15 @@ func (p *pool) getAnother(ctx context.Context, a *ask, rejected string) (*token,
 	if cached.freshness(now, 0) == expired {
 		cached = p.formerToken(key)
 	}
-	if cached == nil || !cached.is(rejected) {
+	switch {
+	case cached == nil:
+		// The shared store may have it.
+		return p.await(ctx, string(key), a, errand{rejectedText: rejected})
+	case cached.is(rejected):
+		return p.await(ctx, string(key), a, errand{rejected: cached})
+	default:
 		return p.get(ctx, a)
 	}
-	return p.await(ctx, string(key), a, cached)
 }
 
 // failing reports whether minting another token in cached's place would likely
@@ -282,10 +297,11 @@ func (p *pool) renew(ctx context.Context, cached *token, a *ask, now time.Time) 
 
 // await waits for one mint, shared with all who ask for the same key. It does
 // not return the rejected token, if there is one.
-func (p *pool) await(ctx context.Context, key string, a *ask, rejected *token) (*token, result, *failure) {
+func (p *pool) await(ctx context.Context, key string, a *ask, e errand) (*token, result, *failure) {
 	since := p.cache.purges.now()
+	e.span = trace.SpanFromContext(ctx)
 	for {
-		flight := p.fly(key, a, errand{rejected: rejected, span: trace.SpanFromContext(ctx)})
+		flight := p.fly(key, a, e)
 		select {
 		case landed := <-flight.landed:
 			if landed.Err == nil {
@@ -293,11 +309,17 @@ func (p *pool) await(ctx context.Context, key string, a *ask, rejected *token) (
 				if minted.era < since && p.cache.purges.cover(minted) {
 					continue // it joined a mint that began before the purge
 				}
-				if minted == rejected {
-					continue // it joined a flight that did not know of this
-				}
-				if flight.led.Load() {
+				if flight.minted.Load() {
 					return minted, resultMinted, nil
+				}
+				// It may have joined a flight that did not know of the
+				// rejected token, or such a flight was faster.
+				if minted == e.rejected {
+					continue
+				}
+				if e.avoids(minted) {
+					e.rejected, e.rejectedText = minted, ""
+					continue
 				}
 				return minted, resultShared, nil
 			}
@@ -305,7 +327,7 @@ func (p *pool) await(ctx context.Context, key string, a *ask, rejected *token) (
 				return nil, resultError, f
 			}
 			// It joined a renewal that left mint_rate to those who wait,
-			// which this one does.
+			// which this one does, or that another gateway is at.
 		case <-ctx.Done():
 			return nil, resultError, &failure{reason: reasonClientGone, err: fmt.Errorf("the client went away while a token was minted: %w", context.Cause(ctx))}
 		}
@@ -314,14 +336,15 @@ func (p *pool) await(ctx context.Context, key string, a *ask, rejected *token) (
 
 // errand is what a flight is for, but for the token that it brings.
 type errand struct {
-	renewal  bool       // nobody waits for it
-	rejected *token     // a browser says that this one was rejected
-	span     trace.Span // of the request that led to it; nil for none
+	renewal      bool       // nobody waits for it
+	rejected     *token     // a browser says that this one was rejected, which is the cached one
+	rejectedText string     // a browser says that this one was rejected, and none is cached
+	span         trace.Span // of the request that led to it; nil for none
 }
 
 type flight struct {
 	landed <-chan singleflight.Result
-	led    atomic.Bool // whether this caller's own call is the one that ran
+	minted atomic.Bool // whether this caller's own call is the one that minted
 }
 
 // fly starts a mint for key, or joins the one that is under way. It ends by
@@ -333,48 +356,61 @@ func (p *pool) fly(key string, a *ask, e errand) *flight {
 	// with the old one join those who already come with the new one.
 	name := key[len(account{}):]
 	flight.landed = p.flights.DoChan(name, func() (any, error) {
-		flight.led.Store(true)
-		t, f := p.land(name, &asked, e)
+		t, minted, f := p.land(name, &asked, e)
 		if f != nil {
 			return nil, f
 		}
+		flight.minted.Store(minted)
 		return t, nil
 	})
 	return flight
 }
 
-// land runs one flight: it looks again, asks for admission, mints, and
-// publishes the token before the flight ends, so that there is no moment at
-// which a request finds neither the flight nor the token.
-func (p *pool) land(name string, a *ask, e errand) (t *token, f *failure) {
+// land runs one flight: it looks again, here and in the shared store, asks for
+// admission, mints, and publishes the token before the flight ends, so that
+// there is no moment at which a request finds neither the flight nor the token.
+func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *failure) {
 	defer func() {
 		// Nobody else could recover a panic in a flight.
 		if r := recover(); r != nil {
-			t, f = nil, p.panicked(r)
+			t, minted, f = nil, false, p.panicked(r)
 		}
 	}()
+	ctx, cancel := context.WithTimeout(mintContext(), p.settings.timeout)
+	defer cancel()
 	began := p.cache.purges.now()
 	key, now := p.account.Load().cacheKey(name), time.Now()
 	cached := p.cache.get(key)
 	if cached != e.rejected && cached.freshness(now, a.minRemaining) == fresh && !p.cache.purges.cover(cached) {
-		return cached, nil // published between the look-up and this flight
+		return cached, false, nil // published between the look-up and this flight
 	}
 	if e.rejected.freshness(now, 0) != expired {
 		if f := p.claimReplacement(e.rejected, now); f != nil {
-			return nil, f
+			return nil, false, f
 		}
 	}
 	if cached == nil {
 		cached = p.formerToken(key)
 	}
+	lease := new(lease)
+	if !p.backoff.remembers(name, now) {
+		if t, lease, f = p.consult(ctx, key, a, e, cached, began); f != nil {
+			return nil, false, f
+		}
+		if t != nil {
+			p.cache.put(t, time.Now())
+			return t, false, nil
+		}
+	}
+	defer lease.release()
 	admission, f := p.backoff.admit(name, a.documentID, time.Now())
 	if f != nil && f.reason == reasonKeyRefused && p.refreshKey(p.credential()) {
 		admission, f = p.backoff.admit(name, a.documentID, time.Now())
 	}
 	if f != nil {
-		return nil, f
+		return nil, false, f
 	}
-	t, f = p.mintAdmitted(name, a, e, began)
+	t, f = p.mintAdmitted(ctx, name, a, e, began)
 	now = time.Now()
 	if f == nil {
 		p.mintedAt.Store(int64(p.elapsed(now)))
@@ -385,22 +421,21 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, f *failure) {
 		if !f.gaveWay {
 			p.failed(f, now)
 		}
-		return nil, f
+		return nil, false, f
 	}
 	p.worked(now)
-	return t, nil
+	lease.put(t, now)
+	return t, true, nil
 }
 
 // mintAdmitted mints and publishes. It never panics: an admission that is not
 // settled would hold up others for good.
-func (p *pool) mintAdmitted(name string, a *ask, e errand, began era) (t *token, f *failure) {
+func (p *pool) mintAdmitted(ctx context.Context, name string, a *ask, e errand, began era) (t *token, f *failure) {
 	defer func() {
 		if r := recover(); r != nil {
 			t, f = nil, p.panicked(r)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(mintContext(), p.settings.timeout)
-	defer cancel()
 	if e.renewal {
 		f = p.takeSpareRate()
 	} else {
@@ -413,7 +448,7 @@ func (p *pool) mintAdmitted(name string, a *ask, e errand, began era) (t *token,
 		return nil, f
 	}
 	t.era = began
-	if e.rejected != nil {
+	if e.rejected != nil || e.rejectedText != "" {
 		t.replaceAfter.Store(int64(p.elapsed(time.Now()) + replacementRest))
 	}
 	p.cache.put(t, time.Now())

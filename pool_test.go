@@ -160,7 +160,7 @@ func withPool(t *testing.T, change func(*poolSettings), test func(*testing.T, *p
 			change(&settings)
 		}
 		api := new(fakeAPI)
-		tenant := newTenant(api, zap.NewNop(), "pdf_live_test")
+		tenant := newTenant(api, nil, zap.NewNop(), "pdf_live_test")
 		p, err := joinPool(settings, newEndpoint(), tenant)
 		if err != nil {
 			t.Fatal(err)
@@ -623,7 +623,7 @@ func TestWrongNewKeyTakesNoTokenAway(t *testing.T) {
 		}
 		// By a reload.
 		settings := p.settings
-		next := newTenant(p.api, zap.NewNop(), "pdf_live_wrong2")
+		next := newTenant(p.api, nil, zap.NewNop(), "pdf_live_wrong2")
 		if _, err := joinPool(settings, testEndpoint, next); err != nil {
 			t.Fatal(err)
 		}
@@ -656,7 +656,7 @@ func TestKeyChangedByAReloadIsTriedAtOnce(t *testing.T) {
 		for i := range 10 {
 			p.wantFailure(fmt.Sprint("doc", i), reasonKeyRefused)
 		}
-		next := newTenant(p.api, zap.NewNop(), "pdf_live_mended")
+		next := newTenant(p.api, nil, zap.NewNop(), "pdf_live_mended")
 		if _, err := joinPool(p.settings, testEndpoint, next); err != nil {
 			t.Fatal(err)
 		}
@@ -852,7 +852,7 @@ func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
 func TestFlightLooksAgain(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		published := p.want("doc", resultMinted)
-		landed, f := p.land(published.key[len(account{}):], testAsk("doc"), errand{})
+		landed, _, f := p.land(published.key[len(account{}):], testAsk("doc"), errand{})
 		if f != nil || landed != published {
 			t.Errorf("got %v, %v", landed, f)
 		}
@@ -917,7 +917,7 @@ func TestReloadKeepsTokensAndMintsUnderWay(t *testing.T) {
 		p.wantMints(2)
 
 		newAPI := new(fakeAPI)
-		next := newTenant(newAPI, zap.NewNop(), "pdf_live_test")
+		next := newTenant(newAPI, nil, zap.NewNop(), "pdf_live_test")
 		if same, err := joinPool(testSettings(t), testEndpoint, next); err != nil || same != p.pool {
 			t.Fatalf("the new config got another pool (%v)", err)
 		}
@@ -943,7 +943,7 @@ func TestRefusedReloadChangesNothing(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		p.want("kept", resultMinted)
 		refused := new(fakeAPI)
-		next := newTenant(refused, zap.NewNop(), "pdf_live_other")
+		next := newTenant(refused, nil, zap.NewNop(), "pdf_live_other")
 		if _, err := joinPool(testSettings(t), testEndpoint, next); err != nil {
 			t.Fatal(err)
 		}
@@ -963,7 +963,7 @@ func TestRefusedReloadChangesNothing(t *testing.T) {
 func TestRequestsOutliveThePool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &fakeAPI{delay: time.Second}
-		tenant := newTenant(api, zap.NewNop(), "pdf_live_test")
+		tenant := newTenant(api, nil, zap.NewNop(), "pdf_live_test")
 		p, err := joinPool(testSettings(t), testEndpoint, tenant)
 		if err != nil {
 			t.Fatal(err)

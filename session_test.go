@@ -732,7 +732,7 @@ func TestExpiredTokenIsNoRejection(t *testing.T) {
 		if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f != nil || result != resultMinted || tok == first {
 			t.Fatalf("%v, %s", f, result)
 		}
-		if _, f := p.land(first.key[len(account{}):], testAsk("doc"), errand{rejected: first}); f != nil {
+		if _, _, f := p.land(first.key[len(account{}):], testAsk("doc"), errand{rejected: first}); f != nil {
 			t.Errorf("%v", f)
 		}
 	})

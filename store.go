@@ -1,0 +1,279 @@
+package viewersession
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Store is a tier of tokens that several gateways share, so that a token which
+// one of them has minted serves all. Stores are modules in the namespace
+// http.handlers.viewer_session.stores, with their name under the key "store".
+//
+// A store is never needed: when a method returns an error, the gateway goes on
+// by itself. So a method must return soon, well within the time that a mint
+// takes, when the store is down or hangs.
+//
+// Names are arbitrary bytes, up to some kilobytes. Names and entries are
+// secrets: whoever can read an entry can use the token in it, and a name tells
+// who looks at what. What a store keeps must be unreadable for others, and an
+// entry must not be accepted under another name than its own.
+type Store interface {
+	// Acquire returns the entry under the name, unless it is the one whose
+	// version is stale. If there is none, the caller gets the lock on the
+	// name for lockFor, unless somebody else has it. Both is one step.
+	Acquire(ctx context.Context, name, stale string, lockFor time.Duration) (Acquired, error)
+
+	// Put stores an entry for ttl in place of the one that may be there,
+	// and releases the lock if it is not empty and still the caller's.
+	Put(ctx context.Context, name, lock string, entry []byte, ttl time.Duration) error
+
+	// Release gives back a lock if it is still the caller's.
+	Release(ctx context.Context, name, lock string) error
+}
+
+// Acquired is what Store.Acquire found: an entry, a lock, or neither if
+// somebody else has the lock.
+type Acquired struct {
+	Entry   []byte
+	Version string // of the entry; entries of one name never have the same
+	Lock    string
+}
+
+// ErrStoreUnavailable is what a Store returns, perhaps wrapped, when it did not
+// even try because it knows that the store is down.
+var ErrStoreUnavailable = errors.New("the store is not asked for a while, because it fails")
+
+const (
+	storeNamespace = "http.handlers.viewer_session.stores"
+
+	// lockMargin is how much longer a lock lives than a mint can take.
+	lockMargin = 2 * time.Second
+
+	// Between two looks for what another gateway mints.
+	firstLook, lastLook = 20 * time.Millisecond, 250 * time.Millisecond
+)
+
+// storeOperation is one of the metric's series: an operation on the store, and
+// how it ended.
+type storeOperation struct{ operation, outcome string }
+
+var storeOperations = [...]storeOperation{
+	{"acquire", "hit"},
+	{"acquire", "locked"},
+	{"acquire", "held"},
+	{"acquire", "error"},
+	{"acquire", "unavailable"},
+	{"put", "ok"},
+	{"put", "error"},
+	{"put", "unavailable"},
+	{"release", "ok"},
+	{"release", "error"},
+	{"release", "unavailable"},
+}
+
+// storedToken is a token as it stands in the store.
+type storedToken struct {
+	JWT      string `json:"jwt"`
+	Minted   int64  `json:"minted"`    // Unix nanoseconds
+	AskedExp int64  `json:"asked_exp"` // Unix seconds
+}
+
+// lease is one flight's use of the store. The zero lease is for no store, or
+// one that has failed: nothing is written to it then.
+type lease struct {
+	pool  *pool
+	store Store
+	name  string
+	lock  string // empty: not ours, or given back
+}
+
+// consult looks for the token in the shared store. It returns a token that
+// another gateway has minted, or the lease with which this one is to mint. The
+// failure is for a renewal that another gateway is at.
+func (p *pool) consult(ctx context.Context, key []byte, a *ask, e errand, cached *token, began era) (*token, *lease, *failure) {
+	store := p.active.Load().store
+	if store == nil {
+		return nil, new(lease), nil
+	}
+	l := &lease{pool: p, store: store, name: p.storeName(key)}
+	giveUp := time.Now().Add(p.settings.timeout / 2)
+	stale, pause := "", firstLook
+	for {
+		got, err := store.Acquire(ctx, l.name, stale, p.settings.timeout+lockMargin)
+		now := time.Now()
+		if err != nil {
+			p.storeFailed("acquire", err, now)
+			return nil, new(lease), nil
+		}
+		switch {
+		case got.Entry != nil:
+			p.storeWorked("acquire", "hit", now)
+			t, err := readStoredToken(got.Entry, string(key), a, now)
+			if err == nil {
+				t.era = began
+				if e.wants(t, a, cached, now) {
+					return t, l, nil
+				}
+				if cached.freshness(now, 0) == expired && !e.avoids(t) {
+					p.cache.put(t, now) // better than nothing, if no other can be minted
+				}
+			}
+			stale = got.Version
+		case got.Lock != "":
+			p.storeWorked("acquire", "locked", now)
+			l.lock = got.Lock
+			return nil, l, nil
+		default:
+			p.storeWorked("acquire", "held", now)
+			if e.renewal {
+				return nil, l, &failure{reason: reasonUnavailable, gaveWay: true, err: errors.New("another gateway renews the token")}
+			}
+			if !sleep(ctx, pause/2+rand.N(pause)) {
+				return nil, l, nil
+			}
+			pause = min(2*pause, lastLook)
+		}
+		if time.Now().After(giveUp) {
+			return nil, l, nil // whoever has the lock may be gone
+		}
+	}
+}
+
+// wants reports whether a token from the store does for this errand.
+func (e errand) wants(t *token, a *ask, cached *token, now time.Time) bool {
+	if e.avoids(t) {
+		return false
+	}
+	if e.renewal && cached != nil && t.exp <= cached.exp {
+		return false
+	}
+	return t.freshness(now, a.minRemaining) >= due
+}
+
+// avoids reports whether it is the token that a browser says was rejected.
+func (e errand) avoids(t *token) bool {
+	return e.rejected != nil && e.rejected.jwt == t.jwt || e.rejectedText != "" && t.is(e.rejectedText)
+}
+
+// storeName is everything that makes two tokens different.
+func (p *pool) storeName(key []byte) string {
+	return string(append(appendField(nil, p.settings.endpoint), key...))
+}
+
+func readStoredToken(entry []byte, key string, a *ask, now time.Time) (*token, error) {
+	var s storedToken
+	if err := json.Unmarshal(entry, &s); err != nil {
+		return nil, errors.New("the entry is not one of ours")
+	}
+	exp, _, err := readToken(s.JWT, a, s.AskedExp, now)
+	if err != nil {
+		return nil, err
+	}
+	return newToken(key, s.JWT, exp, s.AskedExp, time.Unix(0, s.Minted)), nil
+}
+
+// put shares a token that was minted under the lease.
+func (l *lease) put(t *token, now time.Time) {
+	ttl := time.Unix(t.exp, 0).Sub(now)
+	if l.store == nil || ttl <= 0 {
+		return
+	}
+	entry, err := json.Marshal(storedToken{ //nolint:gosec // the store seals it
+		JWT:      t.jwt,
+		Minted:   time.Unix(t.exp, 0).Add(-t.life).UnixNano(),
+		AskedExp: time.Unix(t.exp, 0).Add(t.asked - t.life).Unix(),
+	})
+	if err != nil {
+		return // strings and numbers
+	}
+	name, lock := l.pool.storeName([]byte(t.key)), l.lock
+	if name != l.name {
+		lock = "" // minted with a key that has changed: the lock stands under the old name
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), l.pool.settings.timeout)
+	defer cancel()
+	if err := l.store.Put(ctx, name, lock, entry, ttl); err != nil {
+		l.pool.storeFailed("put", err, time.Now())
+		return
+	}
+	l.pool.storeWorked("put", "ok", time.Now())
+	if lock != "" {
+		l.lock = ""
+	}
+}
+
+// release gives the lock back, if it has not been with put: others need not
+// wait for a mint that has failed.
+func (l *lease) release() {
+	if l.lock == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), l.pool.settings.timeout)
+	defer cancel()
+	if err := l.store.Release(ctx, l.name, l.lock); err != nil {
+		l.pool.storeFailed("release", err, time.Now())
+		return
+	}
+	l.pool.storeWorked("release", "ok", time.Now())
+}
+
+// storeTrouble is what is wrong with the store, and since when.
+type storeTrouble struct {
+	mu     sync.Mutex
+	last   string // the latest error; empty if there was none
+	at     time.Time
+	since  time.Time // of the first error that no success has followed; zero while all is well
+	logged bool
+}
+
+func (p *pool) storeFailed(operation string, err error, now time.Time) {
+	if errors.Is(err, ErrStoreUnavailable) {
+		p.counters.countStore(operation, "unavailable")
+		return
+	}
+	p.counters.countStore(operation, "error")
+	text := cleanDetail(fmt.Sprintf("%s: %v", operation, err), p.credential().apiKey)
+	suppressed, ok := p.storeLog.open("", now)
+	if ok {
+		p.logger().Warn("the shared store fails; this gateway mints for itself meanwhile",
+			zap.String("error", text), zap.Int("suppressed", suppressed))
+	}
+	t := &p.storeTrouble
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last, t.at, t.logged = text, now, t.logged || ok
+	if t.since.IsZero() {
+		t.since = now
+	}
+}
+
+func (p *pool) storeWorked(operation, outcome string, now time.Time) {
+	p.counters.countStore(operation, outcome)
+	t := &p.storeTrouble
+	t.mu.Lock()
+	since, logged := t.since, t.logged
+	t.since, t.logged = time.Time{}, false
+	t.mu.Unlock()
+	if logged {
+		p.logger().Info("the shared store works again", zap.Duration("after", now.Sub(since)))
+	}
+}
+
+// sleep reports whether the time has passed before ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
