@@ -140,13 +140,13 @@ func (s *fakeStore) wantNothingLocked(t *testing.T) {
 func withFleet(t *testing.T, size int, test func(t *testing.T, fleet []*poolTest, store *fakeStore)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		api, store := new(fakeAPI), newFakeStore()
+		api, store, endpoint := new(fakeAPI), newFakeStore(), newEndpoint()
 		var fleet []*poolTest
 		for i := range size {
 			settings := testSettings(t)
 			settings.cacheSize += int64(i) // or they were one pool
 			tenant := newTenant(api, store, zap.NewNop(), testKey)
-			p, err := joinPool(settings, newEndpoint(), tenant)
+			p, err := joinPool(settings, endpoint, tenant)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -618,7 +618,7 @@ func TestStoreOperationsAreCounted(t *testing.T) {
 		synctest.Wait()
 		fleet[1].asked("f", resultShared) // held, hit
 		wg.Wait()
-		want := map[string]float64{"acquire hit": 2, "acquire locked": 2, "acquire error": 1, "acquire unavailable": 1, "put ok": 1, "release ok": 1}
+		want := map[string]float64{"acquire hit": 2, "acquire locked": 4, "acquire error": 1, "acquire unavailable": 1, "put ok": 3, "release ok": 1}
 		after := gather(t, fleet[1].endpoint.Host)
 		for _, o := range storeOperations {
 			name := fmt.Sprintf("store_operations_total %s %s", o.operation, o.outcome)
