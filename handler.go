@@ -26,7 +26,8 @@ type route struct {
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	// 1. Strip, always: no branch below may let a client's own value through.
-	visit, visited := visitOf(r)
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	visit, visited := vars[visitKey].(*visit)
 	if visited {
 		visit.notCarried(h.carrier).strip(r)
 	} else {
@@ -34,13 +35,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 
 	// 2. Match.
-	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	route, documentID := h.match(r, repl)
+	route, documentID := h.match(r)
 	if route == nil {
 		return next.ServeHTTP(w, r)
 	}
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if !visited {
-		visit = beginVisit(r, repl)
+		visit = beginVisit(r, vars, repl)
 	}
 	visit.documentID = documentID
 	if route.session {
@@ -69,12 +70,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	visit.set(result, token, nil)
 	visit.inject(r, h.carrier, token.jwt)
 	defer visit.eject(r, h.carrier)
-	return h.serveUncached(w, r, next)
+	return h.serveUncached(w, r, next, visit)
 }
 
 // match returns the first route that matches the path the client asked for,
 // before rewrites, and the document id.
-func (h *Handler) match(r *http.Request, repl *caddy.Replacer) (*route, string) {
+func (h *Handler) match(r *http.Request) (*route, string) {
 	u := r.URL
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
 		u = original.URL
@@ -84,14 +85,14 @@ func (h *Handler) match(r *http.Request, repl *caddy.Replacer) (*route, string) 
 		return nil, ""
 	}
 	for _, route := range h.routes {
-		if id, ok := h.matchRoute(route, path, repl); ok {
+		if id, ok := h.matchRoute(route, path, r); ok {
 			return route, id
 		}
 	}
 	return nil, ""
 }
 
-func (h *Handler) matchRoute(rt *route, path string, repl *caddy.Replacer) (id string, ok bool) {
+func (h *Handler) matchRoute(rt *route, path string, r *http.Request) (id string, ok bool) {
 	matched := len(rt.patterns) == 0
 	for _, p := range rt.patterns {
 		id, ok := p.match(path)
@@ -103,7 +104,7 @@ func (h *Handler) matchRoute(rt *route, path string, repl *caddy.Replacer) (id s
 	if !matched {
 		return "", false
 	}
-	id, err := repl.ReplaceOrErr(rt.documentID, true, true)
+	id, err := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceOrErr(rt.documentID, true, true)
 	if rt.session && (rt.documentID == "" || err != nil) {
 		return "", true // the app may know
 	}
@@ -147,7 +148,7 @@ func (h *Handler) bypass(visit *visit) {
 func (h *Handler) withoutToken(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, visit *visit, f *failure) error {
 	if h.OnError == "pass" && f.reason != reasonClientGone {
 		h.note(visit, f)
-		return h.serveUncached(w, r, next)
+		return h.serveUncached(w, r, next, visit)
 	}
 	return h.fail(w, visit, f)
 }
@@ -184,9 +185,13 @@ type visit struct {
 	failure    *failure
 	rejected   string // the token that a browser says was rejected
 
-	carriers []carrier  // what has been injected and not been taken off yet
-	header   [1]string  // the header's value; never shared with the cache
-	first    [1]carrier // room for the usual one
+	carriers []carrier // what has been injected and not been taken off yet
+
+	// Room for what a request usually needs, so that it is allocated at once.
+	first        [1]carrier
+	header       [1]string // the header's value; never shared with the cache
+	guard        cacheGuard
+	cacheControl [1]string
 }
 
 // visitKey is where the visit lies in the request's variables. Clients cannot
@@ -196,16 +201,14 @@ const visitKey = "http.handlers.viewer_session"
 // String keeps {http.vars.*} from printing what is inside.
 func (v *visit) String() string { return string(v.result) }
 
-func visitOf(r *http.Request) (*visit, bool) {
-	v, ok := caddyhttp.GetVar(r.Context(), visitKey).(*visit)
-	return v, ok
-}
-
-func beginVisit(r *http.Request, repl *caddy.Replacer) *visit {
+func beginVisit(r *http.Request, vars map[string]any, repl *caddy.Replacer) *visit {
 	v := new(visit)
 	v.carriers = v.first[:0]
-	caddyhttp.SetVar(r.Context(), visitKey, v)
+	vars[visitKey] = v
 	repl.Map(v.placeholder)
+	if server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); server != nil && server.Logs == nil {
+		return v // there is no access log
+	}
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.Object("viewer_session", v))
 	}

@@ -393,7 +393,7 @@ func TestEarlyHintsAreNotTheFinalHeader(t *testing.T) {
 			w.Header().Set("Cache-Control", "public")
 			w.WriteHeader(http.StatusOK)
 			return nil
-		}))
+		}), new(visit))
 	}))
 	defer srv.Close()
 	resp, err := http.Get(srv.URL)

@@ -62,13 +62,17 @@ func (v *visit) notCarried(c carrier) carrier {
 // serveUncached calls the next handler and keeps its response out of caches,
 // unless the config leaves that to the app: a page that holds a token, or shows
 // that there was none, must be neither stored nor revalidated.
-func (h *Handler) serveUncached(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+func (h *Handler) serveUncached(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, visit *visit) error {
 	if h.AllowStore {
 		return next.ServeHTTP(w, r)
 	}
 	delete(r.Header, "If-None-Match")
 	delete(r.Header, "If-Modified-Since")
-	guard := &cacheGuard{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
+	guard := &visit.guard
+	if guard.ResponseWriter != nil {
+		guard = new(cacheGuard) // the usual place is taken
+	}
+	guard.ResponseWriter, guard.cacheControl = w, visit.cacheControl[:]
 	err := next.ServeHTTP(guard, r)
 	if err == nil {
 		guard.forbidStoring() // for a handler that wrote nothing
@@ -80,7 +84,8 @@ func (h *Handler) serveUncached(w http.ResponseWriter, r *http.Request, next cad
 // written. It buffers nothing.
 type cacheGuard struct {
 	caddyhttp.ResponseWriterWrapper
-	wroteHeader bool
+	wroteHeader  bool
+	cacheControl []string // room for the header's value
 }
 
 func (g *cacheGuard) WriteHeader(status int) {
@@ -117,7 +122,8 @@ func (g *cacheGuard) forbidStoring() {
 	g.wroteHeader = true
 	header := g.Header()
 	if !saysNoStore(header["Cache-Control"]) {
-		header["Cache-Control"] = []string{"private, no-store"}
+		g.cacheControl[0] = "private, no-store"
+		header["Cache-Control"] = g.cacheControl[:1:1]
 	}
 	for _, name := range sharedCacheHeaders {
 		delete(header, name)

@@ -11,7 +11,7 @@ type mutant struct {
 var mutants = []mutant{
 	// Stripping
 	{"strip: not at all", "handler.go", "		h.carrier.strip(r)\n", "", false},
-	{"strip: only on viewer routes", "handler.go", "	if visited {\n		visit.notCarried(h.carrier).strip(r)\n	} else {\n		h.carrier.strip(r)\n	}\n", "	if r2, _ := h.match(r, r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)); r2 != nil {\n		h.carrier.strip(r)\n	}\n", false},
+	{"strip: only on viewer routes", "handler.go", "	if visited {\n		visit.notCarried(h.carrier).strip(r)\n	} else {\n		h.carrier.strip(r)\n	}\n", "	if r2, _ := h.match(r); r2 != nil {\n		h.carrier.strip(r)\n	}\n", false},
 	{"strip: no header aliases", "strip.go", "	case !isAlphanumeric(c):\n		return '-'\n", "", false},
 	{"strip: only the usual header aliases", "strip.go", "	case !isAlphanumeric(c):\n		return '-'\n", "	case c == '_' || c == '.':\n		return '-'\n", false},
 	{"strip: header's case counts", "strip.go", "	case !isAlphanumeric(c):\n		return '-'\n	case c >= 'A' && c <= 'Z':\n		return c + 'a' - 'A'\n", "	case !isAlphanumeric(c):\n		return '-'\n", false},
@@ -179,7 +179,7 @@ var mutants = []mutant{
 
 	// Injecting
 	{"inject: the token stays on the request", "handler.go", "	defer visit.eject(r, h.carrier)\n", "", false},
-	{"inject: pages may be stored", "inject.go", "		header[\"Cache-Control\"] = []string{\"private, no-store\"}\n", "", false},
+	{"inject: pages may be stored", "inject.go", "		header[\"Cache-Control\"] = g.cacheControl[:1:1]\n", "", false},
 	{"inject: the app's no-store is replaced", "inject.go", "	if !saysNoStore(header[\"Cache-Control\"]) {", "	if true {", false},
 	{"inject: conditional requests go on", "inject.go", "	delete(r.Header, \"If-None-Match\")\n	delete(r.Header, \"If-Modified-Since\")\n", "", false},
 	{"inject: our cookie stands last", "inject.go", "strings.Join(append([]string{ours}, r.Header[\"Cookie\"]...), \"; \")", "strings.Join(append(r.Header[\"Cookie\"], ours), \"; \")", false},
