@@ -221,7 +221,7 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	}
 
 	minted, result, f := p.await(ctx, string(key), a, errand{})
-	if cached == nil && f != nil {
+	if state == expired && f != nil {
 		// The shared store may have had one that runs short.
 		if cached = p.cache.get(key); cached != nil {
 			state = short
@@ -376,25 +376,18 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *fa
 			t, minted, f = nil, false, p.panicked(r)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(mintContext(), p.settings.timeout)
-	defer cancel()
 	began := p.cache.purges.now()
 	key, now := p.account.Load().cacheKey(name), time.Now()
 	cached := p.cache.get(key)
 	if cached != e.rejected && cached.freshness(now, a.minRemaining) == fresh && !p.cache.purges.cover(cached) {
 		return cached, false, nil // published between the look-up and this flight
 	}
-	if e.rejected.freshness(now, 0) != expired {
-		if f := p.claimReplacement(e.rejected, now); f != nil {
-			return nil, false, f
-		}
-	}
 	if cached == nil {
 		cached = p.formerToken(key)
 	}
 	lease := new(lease)
 	if !p.backoff.remembers(name, now) {
-		if t, lease, f = p.consult(ctx, key, a, e, cached, began); f != nil {
+		if t, lease, f = p.consult(key, a, e, cached, began); f != nil {
 			return nil, false, f
 		}
 		if t != nil {
@@ -402,7 +395,13 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *fa
 			return t, false, nil
 		}
 	}
-	defer lease.release()
+	var shared *token
+	defer func() { lease.finish(shared) }()
+	if now = time.Now(); e.rejected.freshness(now, 0) != expired {
+		if f := p.claimReplacement(e.rejected, now); f != nil {
+			return nil, false, f
+		}
+	}
 	admission, f := p.backoff.admit(name, a.documentID, time.Now())
 	if f != nil && f.reason == reasonKeyRefused && p.refreshKey(p.credential()) {
 		admission, f = p.backoff.admit(name, a.documentID, time.Now())
@@ -410,7 +409,7 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *fa
 	if f != nil {
 		return nil, false, f
 	}
-	t, f = p.mintAdmitted(ctx, name, a, e, began)
+	t, f = p.mintAdmitted(name, a, e, began, lease)
 	now = time.Now()
 	if f == nil {
 		p.mintedAt.Store(int64(p.elapsed(now)))
@@ -424,22 +423,24 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *fa
 		return nil, false, f
 	}
 	p.worked(now)
-	lease.put(t, now)
+	shared = t
 	return t, true, nil
 }
 
 // mintAdmitted mints and publishes. It never panics: an admission that is not
 // settled would hold up others for good.
-func (p *pool) mintAdmitted(ctx context.Context, name string, a *ask, e errand, began era) (t *token, f *failure) {
+func (p *pool) mintAdmitted(name string, a *ask, e errand, began era, lease *lease) (t *token, f *failure) {
 	defer func() {
 		if r := recover(); r != nil {
 			t, f = nil, p.panicked(r)
 		}
 	}()
+	ctx, cancel := context.WithTimeout(mintContext(), p.settings.timeout)
+	defer cancel()
 	if e.renewal {
 		f = p.takeSpareRate()
 	} else {
-		f = p.waitForRate(ctx)
+		f = p.waitForRate(ctx, lease)
 	}
 	if f != nil {
 		return nil, f
@@ -572,8 +573,9 @@ func (p *pool) takeSpareRate() *failure {
 	return nil
 }
 
-// waitForRate queues for mint_rate.
-func (p *pool) waitForRate(ctx context.Context) *failure {
+// waitForRate queues for mint_rate. Other gateways, which may have some of it
+// left, are not to wait as well, so it gives the lease's lock back first.
+func (p *pool) waitForRate(ctx context.Context, lease *lease) *failure {
 	now := time.Now()
 	reservation := p.limiter.ReserveN(now, 1)
 	delay := reservation.DelayFrom(now)
@@ -589,14 +591,11 @@ func (p *pool) waitForRate(ctx context.Context) *failure {
 			retryAt: now.Add(delay - p.settings.timeout),
 		}
 	}
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
+	lease.yield()
+	if !sleep(ctx, delay) {
 		return &failure{reason: reasonTimeout, err: fmt.Errorf("waiting for mint_rate: %w", ctx.Err())}
 	}
+	return nil
 }
 
 // keyCheckRate bounds how often per second a refused key is compared with what

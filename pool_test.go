@@ -214,6 +214,7 @@ func (p *poolTest) wantFailure(document string, want reason) *failure {
 	if f.reason != want {
 		p.t.Fatalf("%s: failure %s (%v), want %s", document, f.reason, f, want)
 	}
+	synctest.Wait()
 	return f
 }
 

@@ -27,7 +27,8 @@ import (
 type Store interface {
 	// Acquire returns the entry under the name, unless it is the one whose
 	// version is stale. If there is none, the caller gets the lock on the
-	// name for lockFor, unless somebody else has it. Both is one step.
+	// name for lockFor, unless somebody else has it. Both is one step. With
+	// an error it returns the lock that the caller may have got all the same.
 	Acquire(ctx context.Context, name, stale string, lockFor time.Duration) (Acquired, error)
 
 	// Put stores an entry for ttl in place of the one that may be there,
@@ -58,6 +59,13 @@ const (
 
 	// Between two looks for what another gateway mints.
 	firstLook, lastLook = 20 * time.Millisecond, 250 * time.Millisecond
+
+	// maxUnwanted is how many entries are looked at one after the other. Two
+	// are usual while an encryption key is rotated.
+	maxUnwanted = 3
+
+	// finishTime bounds what is done in the store when a mint is over.
+	finishTime = 500 * time.Millisecond
 )
 
 // storeOperation is one of the metric's series: an operation on the store, and
@@ -81,41 +89,49 @@ var storeOperations = [...]storeOperation{
 // storedToken is a token as it stands in the store.
 type storedToken struct {
 	JWT      string `json:"jwt"`
-	Minted   int64  `json:"minted"`    // Unix nanoseconds
-	AskedExp int64  `json:"asked_exp"` // Unix seconds
+	Minted   int64  `json:"minted"`             // Unix nanoseconds
+	AskedExp int64  `json:"asked_exp"`          // Unix seconds
+	Replaced bool   `json:"replaced,omitempty"` // it was minted because its predecessor was rejected
 }
 
 // lease is one flight's use of the store. The zero lease is for no store, or
-// one that has failed: nothing is written to it then.
+// one that is known to be down: nothing is written to it then.
 type lease struct {
 	pool  *pool
 	store Store
 	name  string
-	lock  string // empty: not ours, or given back
+	lock  string // empty: not ours
 }
 
 // consult looks for the token in the shared store. It returns a token that
 // another gateway has minted, or the lease with which this one is to mint. The
-// failure is for a renewal that another gateway is at.
-func (p *pool) consult(ctx context.Context, key []byte, a *ask, e errand, cached *token, began era) (*token, *lease, *failure) {
+// failure is for a renewal that another gateway is at. It takes no more than
+// half of the pool's timeout, which is not taken off the mint's own.
+func (p *pool) consult(key []byte, a *ask, e errand, cached *token, began era) (*token, *lease, *failure) {
 	store := p.active.Load().store
 	if store == nil {
 		return nil, new(lease), nil
 	}
 	l := &lease{pool: p, store: store, name: p.storeName(key)}
-	giveUp := time.Now().Add(p.settings.timeout / 2)
+	ctx, cancel := context.WithTimeout(context.Background(), p.settings.timeout/2)
+	defer cancel()
 	stale, pause := "", firstLook
-	for {
+	for unwanted := 0; unwanted < maxUnwanted; {
 		got, err := store.Acquire(ctx, l.name, stale, p.settings.timeout+lockMargin)
 		now := time.Now()
 		if err != nil {
 			p.storeFailed("acquire", err, now)
-			return nil, new(lease), nil
+			if errors.Is(err, ErrStoreUnavailable) {
+				return nil, new(lease), nil
+			}
+			l.lock = got.Lock // perhaps
+			return nil, l, nil
 		}
 		switch {
 		case got.Entry != nil:
 			p.storeWorked("acquire", "hit", now)
-			t, err := readStoredToken(got.Entry, string(key), a, now)
+			unwanted++
+			t, err := p.readStoredToken(got.Entry, string(key), a, now)
 			if err == nil {
 				t.era = began
 				if e.wants(t, a, cached, now) {
@@ -136,14 +152,12 @@ func (p *pool) consult(ctx context.Context, key []byte, a *ask, e errand, cached
 				return nil, l, &failure{reason: reasonUnavailable, gaveWay: true, err: errors.New("another gateway renews the token")}
 			}
 			if !sleep(ctx, pause/2+rand.N(pause)) {
-				return nil, l, nil
+				return nil, l, nil // whoever has the lock may be gone
 			}
 			pause = min(2*pause, lastLook)
 		}
-		if time.Now().After(giveUp) {
-			return nil, l, nil // whoever has the lock may be gone
-		}
 	}
+	return nil, l, nil
 }
 
 // wants reports whether a token from the store does for this errand.
@@ -153,6 +167,9 @@ func (e errand) wants(t *token, a *ask, cached *token, now time.Time) bool {
 	}
 	if e.renewal && cached != nil && t.exp <= cached.exp {
 		return false
+	}
+	if e.rejected != nil && t.minted().Before(e.rejected.minted()) {
+		return false // one that has been rejected before, maybe
 	}
 	return t.freshness(now, a.minRemaining) >= due
 }
@@ -167,7 +184,7 @@ func (p *pool) storeName(key []byte) string {
 	return string(append(appendField(nil, p.settings.endpoint), key...))
 }
 
-func readStoredToken(entry []byte, key string, a *ask, now time.Time) (*token, error) {
+func (p *pool) readStoredToken(entry []byte, key string, a *ask, now time.Time) (*token, error) {
 	var s storedToken
 	if err := json.Unmarshal(entry, &s); err != nil {
 		return nil, errors.New("the entry is not one of ours")
@@ -176,47 +193,70 @@ func readStoredToken(entry []byte, key string, a *ask, now time.Time) (*token, e
 	if err != nil {
 		return nil, err
 	}
-	return newToken(key, s.JWT, exp, s.AskedExp, time.Unix(0, s.Minted)), nil
+	minted := time.Unix(0, s.Minted)
+	t := newToken(key, s.JWT, exp, s.AskedExp, minted)
+	if s.Replaced {
+		t.replaceAfter.Store(int64(p.elapsed(minted) + replacementRest))
+	}
+	return t, nil
 }
 
-// put shares a token that was minted under the lease.
-func (l *lease) put(t *token, now time.Time) {
-	ttl := time.Unix(t.exp, 0).Sub(now)
-	if l.store == nil || ttl <= 0 {
+// finish shares the token that was minted under the lease, if there is one,
+// and gives the lock back in any case. Nobody waits for it: it runs beside the
+// requests that have the token already, and ends after finishTime at the latest.
+func (l *lease) finish(t *token) {
+	if l.store == nil || t == nil && l.lock == "" {
 		return
+	}
+	finished := *l
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), finishTime)
+		defer cancel()
+		if t == nil || !finished.put(ctx, t, time.Now()) {
+			finished.release(ctx)
+		}
+	}()
+}
+
+// yield gives the lock back before the mint. Its token is shared all the same.
+func (l *lease) yield() {
+	unlocked := *l
+	l.lock = ""
+	unlocked.finish(nil)
+}
+
+// put reports whether the lock has been given back as well.
+func (l *lease) put(ctx context.Context, t *token, now time.Time) bool {
+	ttl := time.Unix(t.exp, 0).Sub(now)
+	if ttl <= 0 || l.pool.cache.purges.cover(t) {
+		return false
 	}
 	entry, err := json.Marshal(storedToken{ //nolint:gosec // the store seals it
 		JWT:      t.jwt,
-		Minted:   time.Unix(t.exp, 0).Add(-t.life).UnixNano(),
+		Minted:   t.minted().UnixNano(),
 		AskedExp: time.Unix(t.exp, 0).Add(t.asked - t.life).Unix(),
+		Replaced: t.replaceAfter.Load() != 0,
 	})
 	if err != nil {
-		return // strings and numbers
+		return false // strings and numbers
 	}
 	name, lock := l.pool.storeName([]byte(t.key)), l.lock
 	if name != l.name {
 		lock = "" // minted with a key that has changed: the lock stands under the old name
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), l.pool.settings.timeout)
-	defer cancel()
 	if err := l.store.Put(ctx, name, lock, entry, ttl); err != nil {
 		l.pool.storeFailed("put", err, time.Now())
-		return
+		return false
 	}
 	l.pool.storeWorked("put", "ok", time.Now())
-	if lock != "" {
-		l.lock = ""
-	}
+	return lock == l.lock
 }
 
-// release gives the lock back, if it has not been with put: others need not
-// wait for a mint that has failed.
-func (l *lease) release() {
+// release gives the lock back: others need not wait for a mint that has failed.
+func (l *lease) release(ctx context.Context) {
 	if l.lock == "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), l.pool.settings.timeout)
-	defer cancel()
 	if err := l.store.Release(ctx, l.name, l.lock); err != nil {
 		l.pool.storeFailed("release", err, time.Now())
 		return

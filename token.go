@@ -67,6 +67,9 @@ func newToken(key, jwt string, exp, askedExp int64, now time.Time) *token {
 	}
 }
 
+// minted is when it was minted, by the clock of the gateway that did.
+func (t *token) minted() time.Time { return time.Unix(t.exp, 0).Add(-t.life) }
+
 // freshness says what a token is good for at a moment.
 type freshness uint8
 

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
@@ -58,6 +59,9 @@ func (s *Store) unmarshalOption(d *caddyfile.Dispenser, option string, args []st
 	// No error quotes the arguments: they may be secrets in the wrong place.
 	if want, ok := arguments[option]; ok && (len(args) < want.min || len(args) > want.max) {
 		return d.Errf("%s %s", option, want.text)
+	}
+	if slices.Contains(args, "") {
+		return d.Errf("%s: a value is empty", option)
 	}
 	switch option {
 	case "address":

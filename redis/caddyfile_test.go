@@ -91,7 +91,8 @@ func TestMistakes(t *testing.T) {
 		"address a\nmaster_name m\nsentinel_password s3cret" + key: "write one placeholder",
 		"address a\ntimeout 0s" + key:                              "such as 150ms",
 		"address a\ntimeout 150" + key:                             "such as 150ms",
-		"address a\ntimeout 6s" + key:                              "from 1ms to 5s",
+		"address a\ntimeout 6s" + key:                              "from 1ms to 1s",
+		"address a\nprefix \"\"" + key:                             "a value is empty",
 		"address a\nprefix {env.X}" + key:                          "braces",
 		"address a\ntls on" + key:                                  "takes no argument",
 		"address a\ntls {\ntrust_pool\n}" + key:                    "trust_pool needs a name",
@@ -118,6 +119,8 @@ func TestMistakesWhenLoading(t *testing.T) {
 	for text, want := range map[string]string{
 		"encryption_key {env.TEST_NONE}":                           "{env.TEST_NONE} is empty or unknown",
 		"encryption_key {file./no/such/file}":                      "{file./no/such/file} is empty or cannot be read",
+		"encryption_key {env.TEST_OTHER_KEY} {env.TEST_OTHER_KEY}": "the same as the new one",
+		"username {env.TEST_NONE}\npassword {env.TEST_PASSWORD}":   "username: ",
 		"encryption_key {env.TEST_SHORT}":                          "openssl rand -base64 32",
 		"encryption_key {env.TEST_OTHER_KEY} {env.TEST_SHORT}":     "the previous one",
 		"password {env.TEST_NONE}":                                 "password {env.TEST_NONE} is empty",
@@ -141,6 +144,7 @@ func TestAddresses(t *testing.T) {
 		"unix//run/r.sock": "/run/r.sock",
 		"a:1-2":            "",
 		"a:b":              "",
+		"udp/a:1":          "",
 	} {
 		got, err := completeAddress(address, defaultPort)
 		if got != want || (err == nil) != (want != "") {

@@ -6,9 +6,7 @@ package redis
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -42,7 +40,7 @@ const (
 )
 
 const (
-	minTimeout, maxTimeout = time.Millisecond, 5 * time.Second
+	minTimeout, maxTimeout = time.Millisecond, time.Second
 
 	defaultPort, defaultSentinelPort = 6379, 26379
 
@@ -55,8 +53,15 @@ const (
 	failuresToOpen = 3
 )
 
-// openFor is how long a server that fails is left alone. Tests shorten it.
-var openFor = 3 * time.Second
+// Tests shorten these.
+var (
+	// openFor is how long a server that fails is left alone.
+	openFor = 3 * time.Second
+
+	// closeAfter is how long connections outlive their config: longer than
+	// any request that began with it.
+	closeAfter = 2 * time.Minute
+)
 
 // Store shares tokens in Redis or Valkey.
 //
@@ -102,7 +107,7 @@ type Store struct {
 	// Connect with TLS. An empty object trusts what the system trusts.
 	TLS *reverseproxy.TLSConfig `json:"tls,omitempty"`
 
-	// How long one operation may take, connecting included: 1ms to 5s.
+	// How long one operation may take, connecting included: 1ms to 1s.
 	// Default: 150ms
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
@@ -133,6 +138,7 @@ func (s *Store) Provision(ctx caddy.Context) error {
 	if err := s.check(); err != nil {
 		return err
 	}
+	var values []string
 	for _, key := range []struct{ option, placeholder string }{
 		{"encryption_key", s.EncryptionKey},
 		{"encryption_key (the previous one)", s.PreviousEncryptionKey},
@@ -149,6 +155,10 @@ func (s *Store) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("%s %s: %w", key.option, key.placeholder, err)
 		}
 		s.sealers = append(s.sealers, sealer)
+		values = append(values, value)
+	}
+	if len(values) == 2 && values[0] == values[1] {
+		return errors.New("encryption_key: the previous key is the same as the new one")
 	}
 	if s.Password != "" {
 		if _, err := secret.Resolve("password", s.Password); err != nil {
@@ -158,7 +168,7 @@ func (s *Store) Provision(ctx caddy.Context) error {
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
-	if err := s.client.ping(ctx); err != nil {
+	if err := s.tryOut(ctx); err != nil {
 		s.logger.Warn("cannot use the shared store yet; each gateway mints for itself until it can be reached",
 			zap.Strings("address", s.Address), zap.Error(err))
 	}
@@ -205,7 +215,7 @@ func (s *Store) check() error {
 		return errors.New("sentinel_username and sentinel_password are for Sentinels: add master_name")
 	}
 	if timeout := time.Duration(s.Timeout); s.Timeout != 0 && (timeout < minTimeout || timeout > maxTimeout) {
-		return fmt.Errorf("timeout %s: write a duration from 1ms to 5s", timeout)
+		return fmt.Errorf("timeout %s: write a duration from 1ms to 1s", timeout)
 	}
 	if strings.ContainsAny(s.Prefix, "{} \t\r\n") {
 		return fmt.Errorf("prefix %q: braces and white space have no place in it", s.Prefix)
@@ -215,15 +225,10 @@ func (s *Store) check() error {
 
 func (s *Store) clustered() bool { return s.MasterName == "" && (s.Cluster || len(s.Address) > 1) }
 
-// clients keeps connections across reloads: a request that began with the old
-// config still uses them.
-var clients = caddy.NewUsagePool()
-
 // client is connections with their circuit breakers.
 type client struct {
 	redis.UniversalClient
 	timeout time.Duration
-	key     string // in clients
 
 	// A Cluster has a breaker for each node, by address, so that one node
 	// which is down does not keep the others from being asked.
@@ -242,43 +247,30 @@ func newBreaker() *gobreaker.CircuitBreaker[any] {
 // Destruct implements caddy.Destructor.
 func (c *client) Destruct() error { return c.Close() }
 
-// connect joins the connections of an earlier config that is the same, or
-// makes new ones, which connect when they are needed.
+// connect makes a client, which connects when it is needed.
 func (s *Store) connect(ctx caddy.Context) error {
-	// Now, since loading a trust pool takes it out of s. Secrets are not in it.
-	config, err := json.Marshal(s) //nolint:gosec // a placeholder, not the password
-	if err != nil {
-		return err
-	}
 	options, err := s.options(ctx)
 	if err != nil {
 		return err
 	}
-	// Addresses too, since their placeholders may stand for others now.
-	sum := sha256.Sum256(fmt.Appendf(config, "%q %q", options.Addrs, options.SentinelPassword))
-	key := string(sum[:])
-	value, _, err := clients.LoadOrNew(key, func() (caddy.Destructor, error) {
-		c := &client{timeout: options.ReadTimeout, key: key, breaker: newBreaker()}
-		switch {
-		case s.MasterName != "":
-			c.UniversalClient = redis.NewFailoverClient(options.Failover())
-		case s.clustered():
-			c.UniversalClient = redis.NewClusterClient(options.Cluster())
-		default:
-			c.UniversalClient = redis.NewClient(options.Simple())
-		}
-		return c, nil
-	})
-	if err != nil {
-		return err
+	s.client = &client{timeout: options.ReadTimeout, breaker: newBreaker()}
+	switch {
+	case s.MasterName != "":
+		s.client.UniversalClient = redis.NewFailoverClient(options.Failover())
+	case s.clustered():
+		s.client.UniversalClient = redis.NewClusterClient(options.Cluster())
+	default:
+		s.client.UniversalClient = redis.NewClient(options.Simple())
 	}
-	s.client = value.(*client)
 	return nil
 }
 
-// alive reports whether the server can go on being asked. Out of memory it
-// still answers look-ups.
-func alive(err error) bool { return err == nil || redis.IsOOMError(err) }
+// alive reports whether the server can go on being asked. One that cannot
+// write at the moment still answers look-ups.
+func alive(err error) bool {
+	return err == nil || redis.IsOOMError(err) || redis.IsReadOnlyError(err) || redis.IsNoReplicasError(err) ||
+		redis.HasErrorPrefix(err, "MISCONF")
+}
 
 // options are go-redis' options. Nothing is tried twice: the gateway would
 // rather mint than wait.
@@ -290,8 +282,6 @@ func (s *Store) options(ctx caddy.Context) (*redis.UniversalOptions, error) {
 	replacer := caddy.NewReplacer()
 	options := &redis.UniversalOptions{
 		DB:                    s.Database,
-		MasterName:            s.MasterName,
-		SentinelUsername:      s.SentinelUsername,
 		MaxRetries:            -1,
 		DialerRetries:         1,
 		DialTimeout:           timeout,
@@ -311,7 +301,7 @@ func (s *Store) options(ctx caddy.Context) (*redis.UniversalOptions, error) {
 		if err != nil {
 			return nil, fmt.Errorf("address: %w", err)
 		}
-		if options.MasterName != "" {
+		if s.MasterName != "" {
 			address, err = completeAddress(address, defaultSentinelPort)
 		} else {
 			address, err = completeAddress(address, defaultPort)
@@ -321,10 +311,21 @@ func (s *Store) options(ctx caddy.Context) (*redis.UniversalOptions, error) {
 		}
 		options.Addrs = append(options.Addrs, address)
 	}
+	var user string
+	for option, value := range map[string]struct{ from, to *string }{
+		"username":          {&s.Username, &user},
+		"master_name":       {&s.MasterName, &options.MasterName},
+		"sentinel_username": {&s.SentinelUsername, &options.SentinelUsername},
+	} {
+		var err error
+		if *value.to, err = replacer.ReplaceOrErr(*value.from, true, true); err != nil {
+			return nil, fmt.Errorf("%s: %w", option, err)
+		}
+	}
 	if s.Password != "" {
 		options.CredentialsProviderContext = func(context.Context) (username, password string, err error) {
 			password, err = secret.Resolve("password", s.Password)
-			return s.Username, password, err
+			return user, password, err
 		}
 	}
 	if s.SentinelPassword != "" {
@@ -349,22 +350,22 @@ func (s *Store) options(ctx caddy.Context) (*redis.UniversalOptions, error) {
 // go-redis takes for a socket.
 func completeAddress(address string, port uint) (string, error) {
 	parsed, err := caddy.ParseNetworkAddressWithDefaults(address, "tcp", port)
-	if err != nil || parsed.PortRangeSize() != 1 {
-		return "", fmt.Errorf("address %q: write host:port, or unix//path/to/socket", address)
-	}
-	if parsed.IsUnixNetwork() {
+	if err == nil && parsed.IsUnixNetwork() {
 		return parsed.Host, nil
+	}
+	if err != nil || parsed.PortRangeSize() != 1 || parsed.Network != "tcp" {
+		return "", fmt.Errorf("address %q: write host:port, or unix//path/to/socket", address)
 	}
 	return net.JoinHostPort(parsed.Host, strconv.FormatUint(uint64(parsed.StartPort), 10)), nil
 }
 
-// Cleanup gives the connections up. It also runs after a Provision that failed.
+// Cleanup ends the connections, later: requests that began with this config
+// still give their locks back. It also runs after a Provision that failed.
 func (s *Store) Cleanup() error {
-	if s.client == nil {
-		return nil
+	if s.client != nil {
+		time.AfterFunc(closeAfter, func() { _ = s.client.Close() })
 	}
-	_, err := clients.Delete(s.client.key)
-	return err
+	return nil
 }
 
 // do runs one operation on the key, unless its server is known to be down.
@@ -389,17 +390,23 @@ func (c *client) do(ctx context.Context, key string, operation func(ctx context.
 
 func run(breaker *gobreaker.CircuitBreaker[any], operation func() (any, error)) (any, error) {
 	result, err := breaker.Execute(operation)
+	if _, moved := redis.IsMovedError(err); moved {
+		err = fmt.Errorf("%w; the server is a node of a Cluster: write cluster", err)
+	}
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
 		return nil, viewersession.ErrStoreUnavailable
 	}
 	return result, err
 }
 
-func (c *client) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	_, err := run(c.breaker, func() (any, error) { return nil, c.Ping(ctx).Err() })
-	return err
+// tryOut does what a mint does, so that a mistake shows when the config loads.
+func (s *Store) tryOut(ctx context.Context) error {
+	name := rand.Text()
+	got, err := s.Acquire(ctx, name, "", time.Second)
+	if err != nil {
+		return err
+	}
+	return s.Release(ctx, name, got.Lock)
 }
 
 var (
@@ -443,11 +450,11 @@ func (s *Store) prefix() string {
 func (s *Store) Acquire(ctx context.Context, name, stale string, lockFor time.Duration) (viewersession.Acquired, error) {
 	sealer := s.sealers[0]
 	got, err := s.acquire(ctx, sealer, sealer.name(name), stale, lockFor)
-	if err != nil || got.Entry != nil || len(s.sealers) == 1 {
+	if err != nil || got.Entry != nil || len(s.sealers) == 1 || strings.HasPrefix(stale, string(sealer.header[:])) {
 		return got, err
 	}
-	// Entries of the key before are where gateways that do not have the new
-	// one yet put them.
+	// There is none of the new key. Gateways that do not have it yet put
+	// theirs where the previous key says.
 	entry, version, err := s.readPrevious(ctx, name)
 	if err != nil || entry == nil || version == stale {
 		return got, nil // a lock that has been got must not be lost
@@ -468,7 +475,8 @@ func (s *Store) acquire(ctx context.Context, sealer *sealer, sealedName, stale s
 				stale, owner, lockFor.Milliseconds()).StringSlice()
 		})
 		if err != nil {
-			return viewersession.Acquired{}, err
+			// The server may have done it without being heard.
+			return viewersession.Acquired{Lock: owner}, err
 		}
 		switch reply := result.([]string); {
 		case len(reply) == 2 && reply[0] == "entry":
@@ -529,19 +537,29 @@ func (s *Store) Put(ctx context.Context, name, lock string, entry []byte, ttl ti
 	if err != nil {
 		return err
 	}
-	_, err = s.client.do(ctx, s.entryKey(sealedName), func(ctx context.Context) (any, error) {
-		return nil, putScript.Run(ctx, s.client, []string{s.entryKey(sealedName), s.lockKey(sealedName)},
+	return s.finish(ctx, s.entryKey(sealedName), lock, func(ctx context.Context) error {
+		return putScript.Run(ctx, s.client, []string{s.entryKey(sealedName), s.lockKey(sealedName)},
 			sealed, max(ttl.Milliseconds(), 1), lock).Err()
 	})
-	return err
 }
 
 // Release implements viewersession.Store.
 func (s *Store) Release(ctx context.Context, name, lock string) error {
 	key := s.lockKey(s.sealers[0].name(name))
-	_, err := s.client.do(ctx, key, func(ctx context.Context) (any, error) {
-		return nil, releaseScript.Run(ctx, s.client, []string{key}, lock).Err()
+	return s.finish(ctx, key, lock, func(ctx context.Context) error {
+		return releaseScript.Run(ctx, s.client, []string{key}, lock).Err()
 	})
+}
+
+// finish runs what ends a mint. Whoever has a lock tries to give it back even
+// if the server is held to be down: others would wait for it if it is not.
+func (s *Store) finish(ctx context.Context, key, lock string, operation func(ctx context.Context) error) error {
+	_, err := s.client.do(ctx, key, func(ctx context.Context) (any, error) { return nil, operation(ctx) })
+	if lock != "" && errors.Is(err, viewersession.ErrStoreUnavailable) {
+		ctx, cancel := context.WithTimeout(ctx, s.client.timeout)
+		defer cancel()
+		return operation(ctx)
+	}
 	return err
 }
 

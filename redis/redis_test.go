@@ -5,11 +5,14 @@ package redis
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -38,7 +41,7 @@ const (
 var secrets = []string{testKey, otherKey, testPassword, testToken, "lease-2026", "alice"}
 
 func TestMain(m *testing.M) {
-	openFor = 200 * time.Millisecond
+	openFor, closeAfter = 200*time.Millisecond, 500*time.Millisecond
 	for name, value := range map[string]string{"TEST_ENCRYPTION_KEY": testKey, "TEST_OTHER_KEY": otherKey, "TEST_PASSWORD": testPassword} {
 		if err := os.Setenv(name, value); err != nil {
 			panic(err)
@@ -386,6 +389,30 @@ func TestRotatedEncryptionKey(t *testing.T) {
 	after.wantLock("damaged", "")
 }
 
+// Each of the two bonds between an entry and its name holds on its own.
+func TestEntriesAreBoundToTheirName(t *testing.T) {
+	s, err := newSealer(testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, err1 := s.aead("one")
+	two, err2 := s.aead("two")
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	nonce := make([]byte, nonceBytes)
+	sealed := one.Seal(nil, nonce, []byte("entry"), s.associated("one"))
+	if _, err := one.Open(nil, nonce, sealed, s.associated("one")); err != nil {
+		t.Error(err)
+	}
+	if _, err := one.Open(nil, nonce, sealed, s.associated("two")); err == nil {
+		t.Error("the name is not part of the associated data")
+	}
+	if _, err := two.Open(nil, nonce, sealed, s.associated("one")); err == nil {
+		t.Error("two names have the same key")
+	}
+}
+
 func TestKeysMakeNoDifferenceBetweenGateways(t *testing.T) {
 	one, err1 := newSealer(testKey)
 	two, err2 := newSealer(testKey)
@@ -434,7 +461,6 @@ func (s *storeTest) wantOpened() {
 	for _, err := range []error{
 		func() error { _, err := s.tryAcquire("doc", ""); return err }(),
 		s.Put(s.t.Context(), "doc", "", []byte("x"), time.Minute),
-		s.Release(s.t.Context(), "doc", "lock"),
 	} {
 		if !errors.Is(err, viewersession.ErrStoreUnavailable) {
 			s.t.Errorf("got %v, want ErrStoreUnavailable", err)
@@ -516,7 +542,8 @@ func TestServerIsOutOfMemory(t *testing.T) {
 func TestServerRefuses(t *testing.T) {
 	server := redistest.Start(t, "--user", "default", "on", "nopass", "~*", "&*", "+@all",
 		"--user", "gateway", "on", ">"+testPassword, "~viewer_session:*", "+get", "+set", "+del", "+eval", "+evalsha", "+ping", "+hello",
-		"--user", "reader", "on", ">"+testPassword, "~*", "+@read", "+ping")
+		"--user", "reader", "on", ">"+testPassword, "~*", "+@read", "+ping",
+		"--user", "second", "on", ">"+testPassword, "~viewer_session:*", "+get", "+set", "+del", "+eval", "+evalsha", "+ping", "+select")
 	for text, want := range map[string]string{
 		"username nobody\npassword {env.TEST_PASSWORD}":                "WRONGPASS",
 		"username gateway\npassword {env.TEST_OTHER_KEY}":              "WRONGPASS",
@@ -532,6 +559,9 @@ func TestServerRefuses(t *testing.T) {
 	s.wantLock("doc", "")
 	s.put("doc", "", "entry", time.Minute)
 	s.wantEntry("doc", "entry")
+	// Another database needs one right more, and names may come from the environment.
+	t.Setenv("TEST_USER", "second")
+	newStore(t, "username {env.TEST_USER}\npassword {env.TEST_PASSWORD}\ndatabase 1", server).wantLock("doc", "")
 	// Rights can be taken away while it runs.
 	server.Must("ACL", "SETUSER", "gateway", "-evalsha", "-eval")
 	if _, err := s.tryAcquire("doc", ""); err == nil || !strings.Contains(err.Error(), "NOPERM") {
@@ -557,22 +587,121 @@ func TestPasswordFileChanges(t *testing.T) {
 	s.wantRecovery()
 }
 
-// A request that began with the old config still finds its connections.
-func TestReloadKeepsConnections(t *testing.T) {
+// A request that began with the old config still finds its connections, and
+// they end in the end.
+func TestConnectionsOutliveTheirConfig(t *testing.T) {
 	server := redistest.Start(t)
-	one := newStore(t, "", server)
-	two := newStore(t, "", server)
-	if one.client != two.client {
-		t.Error("the same config makes connections anew")
+	s := newStore(t, "", server)
+	lock := s.wantLock("doc", "")
+	s.end()
+	s.put("doc", lock, "entry", time.Minute)
+	waitFor(t, "the end of the connections", func() bool {
+		_, err := s.tryAcquire("doc", "")
+		return err != nil
+	})
+}
+
+// Whoever has a lock gives it back although the server is held to be down, and
+// although the answer that gave it was lost.
+func TestLocksAreGivenBackAfterAHiccup(t *testing.T) {
+	server := redistest.Start(t)
+	s, other := newStore(t, "timeout 100ms", server), newStore(t, "timeout 1s", server)
+	held := s.wantLock("held", "")
+	server.Hang()
+	lost := make(map[string]string)
+	for i := range failuresToOpen {
+		name := fmt.Sprint("lost", i)
+		got, err := s.tryAcquire(name, "")
+		if err == nil || got.Lock == "" {
+			t.Fatalf("got %+v, %v", got, err)
+		}
+		lost[name] = got.Lock
 	}
-	if other := newStore(t, "database 1", server); other.client == one.client {
-		t.Error("another config has the same connections")
+	if _, err := s.tryAcquire("another", ""); !errors.Is(err, viewersession.ErrStoreUnavailable) {
+		t.Fatalf("got %v", err)
 	}
-	one.end()
-	one.wantLock("doc", "")
-	two.end()
-	if _, err := one.tryAcquire("doc", ""); err == nil { // an error, but no panic
-		t.Error("the connections are never closed")
+	server.Continue()
+	s.put("held", held, "entry", time.Minute)
+	other.wantEntry("held", "entry")
+	for name, lock := range lost {
+		if err := s.Release(t.Context(), name, lock); err != nil {
+			t.Error(err)
+		}
+		other.wantLock(name, "")
+	}
+}
+
+// While keys are rotated there may be two entries, neither of which is wanted.
+func TestTwoUnwantedEntriesWhileKeysAreRotated(t *testing.T) {
+	server := redistest.Start(t)
+	before := newStore(t, "", server)
+	after := newStore(t, "encryption_key {env.TEST_OTHER_KEY} {env.TEST_ENCRYPTION_KEY}", server)
+	before.put("doc", "", "old", time.Hour)
+	after.put("doc", "", "new", time.Hour)
+	after.wantLock("doc", after.wantEntry("doc", "new").Version)
+}
+
+func TestRenewedCertificatesNeedAReload(t *testing.T) {
+	a, b := newAuthority(t), newAuthority(t)
+	a.issue("server", &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})
+	port := strconv.Itoa(redistest.FreePort(t))
+	redistest.Start(t, "--tls-port", port, "--tls-cert-file", a.file("server.pem"), "--tls-key-file", a.file("server.key"),
+		"--tls-ca-cert-file", a.file("ca.pem"), "--tls-auth-clients", "no")
+	trusted := filepath.Join(t.TempDir(), "ca.pem")
+	copyFile := func(from string) {
+		content, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(trusted, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load := func() *storeTest {
+		return newStore(t, "timeout 1s\ntls {\ntrust_pool file "+trusted+"\n}", &redistest.Server{Address: "127.0.0.1:" + port})
+	}
+	copyFile(b.file("ca.pem"))
+	if _, err := load().tryAcquire("doc", ""); err == nil {
+		t.Fatal("a stranger's certificate is trusted")
+	}
+	copyFile(a.file("ca.pem"))
+	load().wantLock("doc", "")
+}
+
+// A server that cannot write for now still answers look-ups.
+func TestServerCannotWrite(t *testing.T) {
+	server := redistest.Start(t)
+	s := newStore(t, "", server)
+	s.put("doc", "", "entry", time.Hour)
+	for _, setting := range [][2]string{{"min-replicas-to-write", "1"}, {"maxmemory", "1"}} {
+		server.Must("CONFIG", "SET", setting[0], setting[1])
+		for i := range 2 * failuresToOpen {
+			if _, err := s.tryAcquire(fmt.Sprint("cold", i), ""); err == nil {
+				t.Fatal("no error")
+			}
+		}
+		s.wantEntry("doc", "entry")
+		server.Must("CONFIG", "SET", setting[0], "0")
+	}
+	server.Must("REPLICAOF", "127.0.0.1", "1")
+	for i := range 2 * failuresToOpen {
+		if _, err := s.tryAcquire(fmt.Sprint("cold", i), ""); err == nil {
+			t.Fatal("no error")
+		}
+	}
+	s.wantEntry("doc", "entry")
+}
+
+func TestNodeOfAClusterWithoutCluster(t *testing.T) {
+	nodes := redistest.StartCluster(t)
+	s := newStore(t, "", nodes[0])
+	var hinted bool
+	for i := range 20 {
+		_, err := s.tryAcquire(fmt.Sprint("doc", i), "")
+		hinted = hinted || err != nil && strings.Contains(err.Error(), "write cluster")
+	}
+	if !hinted {
+		t.Error("no hint")
 	}
 }
 
@@ -580,7 +709,7 @@ func TestSentinel(t *testing.T) {
 	primary := redistest.Start(t, "--repl-diskless-sync-delay", "0")
 	host, port, _ := strings.Cut(primary.Address, ":")
 	replica := redistest.Start(t, "--replicaof", host+" "+port)
-	sentinel := redistest.StartSentinel(t, primary)
+	sentinel := redistest.StartSentinel(t, primary, "watcher on >"+testPassword+" &* +sentinel +subscribe +ping")
 	waitFor(t, "the replica", func() bool {
 		return strings.Contains(replica.Must("INFO", "replication"), "master_link_status:up") &&
 			strings.Contains(sentinel.Must("SENTINEL", "REPLICAS", "mymaster"), replica.Address)
@@ -588,6 +717,13 @@ func TestSentinel(t *testing.T) {
 	s := newStore(t, "master_name mymaster", sentinel)
 	s.put("doc", "", "entry", time.Hour)
 	waitFor(t, "the entry", func() bool { return replica.Must("DBSIZE") == "1" })
+	s.wantEntry("doc", "entry")
+
+	// Sentinels can have users as well.
+	if _, err := newStore(t, "master_name mymaster\nsentinel_username watcher\nsentinel_password {env.TEST_OTHER_KEY}", sentinel).tryAcquire("doc", ""); err == nil {
+		t.Error("the Sentinel's password does not matter")
+	}
+	s = newStore(t, "master_name mymaster\nsentinel_username watcher\nsentinel_password {env.TEST_PASSWORD}", sentinel)
 	s.wantEntry("doc", "entry")
 
 	primary.Kill()

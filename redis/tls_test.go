@@ -91,7 +91,7 @@ func TestTLSWithUser(t *testing.T) {
 			store := func(text string) *storeTest {
 				t.Helper()
 				text = strings.NewReplacer("CA", a.file("ca.pem"), "CERT", a.file("client.pem"), "KEY", a.file("client.key")).Replace(text)
-				return newStore(t, "timeout 2s\nusername gateway\npassword {env.TEST_PASSWORD}\nencryption_key {env.TEST_ENCRYPTION_KEY}\n"+text,
+				return newStore(t, "timeout 1s\nusername gateway\npassword {env.TEST_PASSWORD}\nencryption_key {env.TEST_ENCRYPTION_KEY}\n"+text,
 					&redistest.Server{Address: "127.0.0.1:" + port})
 			}
 			good := "tls {\ntrust_pool file CA\nclient_auth CERT KEY\n}"

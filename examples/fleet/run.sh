@@ -68,7 +68,7 @@ save ""
 appendonly no
 dir $dir
 maxmemory 100mb
-maxmemory-policy volatile-ttl
+maxmemory-policy noeviction
 user default off
 user gateway on >$(cat "$SECRETS/redis-password") ~viewer_session:* +get +set +del +eval +evalsha +ping
 EOF

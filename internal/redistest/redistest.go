@@ -123,8 +123,9 @@ func (s *Server) Restart() {
 	}
 }
 
-// StartSentinel watches the primary under the name "mymaster".
-func StartSentinel(t testing.TB, primary *Server) *Server {
+// StartSentinel watches the primary under the name "mymaster". Beside the
+// default user, who needs no password, it has those whose ACL rules are given.
+func StartSentinel(t testing.TB, primary *Server, users ...string) *Server {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "redistest")
 	if err != nil {
@@ -133,6 +134,9 @@ func StartSentinel(t testing.TB, primary *Server) *Server {
 	s := &Server{t: t, binary: "redis-server", args: []string{"--sentinel"}, dir: dir, port: FreePort(t)}
 	s.Address = net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port))
 	config := fmt.Sprintf("port %d\nbind 127.0.0.1\ndir %s\nsentinel monitor mymaster 127.0.0.1 %d 1\nsentinel down-after-milliseconds mymaster 300\nsentinel failover-timeout mymaster 2000\n", s.port, dir, primary.port)
+	if len(users) > 0 {
+		config += "user " + strings.Join(users, "\nuser ") + "\n"
+	}
 	if err := os.WriteFile(dir+"/sentinel.conf", []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
