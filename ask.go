@@ -111,21 +111,20 @@ type askTemplate struct {
 
 	claims, documentClaims claimSet
 
-	ttl, minRemaining time.Duration
-
-	// What holds no placeholder is prepared when the config loads.
-	staticPermissions []string
-	staticKeyPart     []byte
+	// static is what holds no placeholder, prepared when the config loads.
+	static ask
 }
 
 // newAskTemplate compiles options, which must be complete and valid.
 func newAskTemplate(o TokenOptions) (*askTemplate, error) {
 	t := &askTemplate{
-		permissions:  o.Permissions,
-		userID:       o.UserID,
-		varyBy:       o.VaryBy,
-		ttl:          time.Duration(o.TTL),
-		minRemaining: time.Duration(o.MinRemaining),
+		permissions: o.Permissions,
+		userID:      o.UserID,
+		varyBy:      o.VaryBy,
+		static: ask{
+			ttl:          time.Duration(o.TTL),
+			minRemaining: time.Duration(o.MinRemaining),
+		},
 	}
 	var err error
 	if t.claims, err = newClaimSet(o.Claims); err != nil {
@@ -135,10 +134,10 @@ func newAskTemplate(o TokenOptions) (*askTemplate, error) {
 		return nil, err
 	}
 	if !slices.ContainsFunc(t.permissions, hasPlaceholder) {
-		t.staticPermissions = splitPermissions(t.permissions)
+		t.static.permissions = splitPermissions(t.permissions)
 		if t.claims.static() && t.documentClaims.static() {
-			a := ask{permissions: t.staticPermissions, claims: t.claims.fixed, documentClaims: t.documentClaims.fixed, ttl: t.ttl}
-			t.staticKeyPart = a.appendKeyPart(nil)
+			t.static.claims, t.static.documentClaims = t.claims.fixed, t.documentClaims.fixed
+			t.static.keyPart = t.static.appendKeyPart(nil)
 		}
 	}
 	return t, nil
@@ -155,14 +154,9 @@ func (u *unresolved) first() *failure { return cmp.Or(u.user, u.permissions, u.c
 // resolve fills in the request's values. Each template is replaced once and
 // the outcome is never parsed again: text that came from a request must not be
 // able to name {env.*} or {file.*}.
-func (t *askTemplate) resolve(repl *caddy.Replacer, documentID string) (a ask, missing unresolved) {
-	a = ask{
-		documentID:   documentID,
-		permissions:  t.staticPermissions,
-		ttl:          t.ttl,
-		minRemaining: t.minRemaining,
-		keyPart:      t.staticKeyPart,
-	}
+func (t *askTemplate) resolve(a *ask, repl *caddy.Replacer, documentID string) (missing unresolved) {
+	*a = t.static
+	a.documentID = documentID
 	var err error
 	if t.userID != "" {
 		if a.userID, err = replaceText(t.userID, repl); err != nil {
@@ -178,11 +172,13 @@ func (t *askTemplate) resolve(repl *caddy.Replacer, documentID string) (a ask, m
 			missing.permissions = &failure{reason: reasonNoPermission, err: fmt.Errorf("permissions %s: %w", strings.Join(t.permissions, " "), err)}
 		}
 	}
-	if a.claims, err = t.claims.resolve(repl); err == nil {
-		a.documentClaims, err = t.documentClaims.resolve(repl)
-	}
-	if err != nil {
-		missing.claims = &failure{reason: reasonNoClaim, err: err}
+	if a.keyPart == nil {
+		if a.claims, err = t.claims.resolve(repl); err == nil {
+			a.documentClaims, err = t.documentClaims.resolve(repl)
+		}
+		if err != nil {
+			missing.claims = &failure{reason: reasonNoClaim, err: err}
+		}
 	}
 	if len(t.varyBy) > 0 {
 		// The templates are part of the key as well: the same value under
@@ -192,7 +188,7 @@ func (t *askTemplate) resolve(repl *caddy.Replacer, documentID string) (a ask, m
 			a.varyBy = append(a.varyBy, template, repl.ReplaceAll(template, ""))
 		}
 	}
-	return a, missing
+	return missing
 }
 
 // readPermissions splits values that are known only at run time.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -81,30 +83,47 @@ func requestAt(server *caddyhttp.Server, path, user string) (http.ResponseWriter
 	return w, r
 }
 
+// preparedRequest can be served again and again.
 type preparedRequest struct {
-	w http.ResponseWriter
-	r *http.Request
+	w    http.ResponseWriter
+	r    *http.Request
+	repl *caddy.Replacer
+	then caddy.Replacer // as it was before
+	vars map[string]any
 }
 
-// serveBatches lets the handler serve b.N requests, and measures nothing else.
-func serveBatches(b *testing.B, h *Handler, request func(i int) (http.ResponseWriter, *http.Request)) {
+func prepare(path, user string) *preparedRequest {
+	w, r := caddyRequest(path, user)
+	p := &preparedRequest{w: w, r: r}
+	p.repl = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	p.then = *p.repl
+	p.vars = r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	return p
+}
+
+// again takes off what the handler leaves on a request, which costs less than
+// a new request, and is measured as well.
+func (p *preparedRequest) again() {
+	*p.repl = p.then
+	delete(p.vars, visitKey)
+	delete(p.w.Header(), "Cache-Control")
+}
+
+// serve lets the handler serve b.N requests, each of a number of them in turn.
+func serve(b *testing.B, h *Handler, requests int, path func(i int) string) {
 	b.Helper()
+	prepared := make([]*preparedRequest, requests)
+	for i := range prepared {
+		prepared[i] = prepare(path(i), "ann")
+	}
 	b.ReportAllocs()
-	batch := make([]preparedRequest, min(b.N, 32)) // so few that they are still in the processor's caches, as in a server
-	for done := 0; done < b.N; {
-		b.StopTimer()
-		size := min(len(batch), b.N-done)
-		for i := range size {
-			w, r := request(done + i)
-			batch[i] = preparedRequest{w, r}
+	b.ResetTimer()
+	for i := range b.N {
+		p := prepared[i%requests]
+		if err := h.ServeHTTP(p.w, p.r, nothing); err != nil {
+			b.Fatal(err)
 		}
-		b.StartTimer()
-		for _, p := range batch[:size] {
-			if err := h.ServeHTTP(p.w, p.r, nothing); err != nil {
-				b.Fatal(err)
-			}
-		}
-		done += size
+		p.again()
 	}
 }
 
@@ -124,64 +143,58 @@ func documentPath(i int) string { return "/documents/doc-" + strconv.Itoa(i) }
 const plainDirective = `viewer_session {
 	document_path /documents/:id
 	mint_rate off
-	cache_size 4GiB
+	cache_size 1500MiB
 }`
 
 func BenchmarkNoViewerRoute(b *testing.B) {
 	h := benchmarkHandler(b, plainDirective)
-	serveBatches(b, h, func(int) (http.ResponseWriter, *http.Request) { return caddyRequest("/assets/app.js", "") })
+	serve(b, h, 1, func(int) string { return "/assets/app.js" })
 }
 
 func BenchmarkHit(b *testing.B) {
-	for _, variant := range []struct{ name, options string }{
-		{"header", ""},
-		{"cookie", "request_cookie viewer_session"},
-		{"allow_store", "allow_store"},
-		{"user", "user_id {http.auth.user.id}\nclaim team {http.auth.user.id}"},
+	for _, variant := range []struct {
+		name, options string
+		tokens        int
+	}{
+		{"header", "", 100},
+		{"header", "", 1_000_000},
+		{"cookie", "request_cookie viewer_session", 100},
+		{"allow_store", "allow_store", 100},
+		{"user", "user_id {http.auth.user.id}\nclaim team {http.auth.user.id}", 100},
 	} {
-		for _, tokens := range []int{100, 1_000_000} {
-			if variant.name != "header" && tokens != 100 {
-				continue
+		b.Run(fmt.Sprintf("%s/tokens=%d", variant.name, variant.tokens), func(b *testing.B) {
+			h := benchmarkHandler(b, strings.Replace(plainDirective, "}", variant.options+"\n}", 1))
+			fill(b, h, variant.tokens, "ann")
+			requests := min(variant.tokens, 10_000)
+			serve(b, h, requests, func(i int) string { return documentPath(i * (variant.tokens / requests)) })
+			b.StopTimer()
+			if mints := h.tenant.transport.(*instantAPI).mints.Load(); mints != int64(variant.tokens) {
+				b.Errorf("%d mints for %d tokens: not all were hits", mints, variant.tokens)
 			}
-			b.Run(fmt.Sprintf("%s/tokens=%d", variant.name, tokens), func(b *testing.B) {
-				h := benchmarkHandler(b, strings.Replace(plainDirective, "}", variant.options+"\n}", 1))
-				fill(b, h, tokens, "ann")
-				b.ResetTimer()
-				serveBatches(b, h, func(i int) (http.ResponseWriter, *http.Request) {
-					return caddyRequest(documentPath(i*7919%tokens), "ann")
-				})
-				if mints := h.tenant.transport.(*instantAPI).mints.Load(); mints != int64(tokens) {
-					b.Errorf("%d mints for %d tokens: not all were hits", mints, tokens)
-				}
-			})
-		}
+		})
 	}
 }
 
-// All cores at once. Making the request is measured as well, so it is measured
-// alone for comparison.
-func BenchmarkParallel(b *testing.B) {
-	for _, tokens := range []int{0, 1, 100} {
-		name := fmt.Sprintf("hit/tokens=%d", tokens)
-		if tokens == 0 {
-			name = "request-alone"
-		}
-		b.Run(name, func(b *testing.B) {
+// All cores at once.
+func BenchmarkHitParallel(b *testing.B) {
+	for _, tokens := range []int{1, 100} {
+		b.Run(fmt.Sprintf("tokens=%d", tokens), func(b *testing.B) {
 			h := benchmarkHandler(b, plainDirective)
-			fill(b, h, tokens, "")
-			var worker atomic.Int64
+			fill(b, h, tokens, "ann")
 			b.ReportAllocs()
 			b.ResetTimer()
 			b.RunParallel(func(pb *testing.PB) {
-				for i := int(worker.Add(1)) * 31; pb.Next(); i++ {
-					w, r := caddyRequest(documentPath(i%max(tokens, 1)), "")
-					if tokens == 0 {
-						continue
-					}
-					if err := h.ServeHTTP(w, r, nothing); err != nil {
+				prepared := make([]*preparedRequest, tokens)
+				for i := range prepared {
+					prepared[i] = prepare(documentPath(i), "ann")
+				}
+				for i := 0; pb.Next(); i++ {
+					p := prepared[i%tokens]
+					if err := h.ServeHTTP(p.w, p.r, nothing); err != nil {
 						b.Error(err)
 						return
 					}
+					p.again()
 				}
 			})
 		})
@@ -194,24 +207,89 @@ func BenchmarkRenewing(b *testing.B) {
 	h := benchmarkHandler(b, plainDirective)
 	fill(b, h, 1, "")
 	key := h.pool.account.Load().cacheKey(string(h.askFor("doc-0").appendKey(nil)))
-	serveBatches(b, h, func(int) (http.ResponseWriter, *http.Request) {
+	p := prepare(documentPath(0), "ann")
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range b.N {
 		if t := h.pool.cache.get(key); t != nil {
 			t.life = 1000 * time.Hour // so that an hour is less than half of it
 		}
-		return caddyRequest(documentPath(0), "")
-	})
-}
-
-// askFor is what a request for the document would ask for.
-func (h *Handler) askFor(document string) *ask {
-	a, _ := h.routes[0].ask.resolve(caddy.NewReplacer(), document)
-	return &a
+		if err := h.ServeHTTP(p.w, p.r, nothing); err != nil {
+			b.Fatal(err)
+		}
+		p.again()
+	}
 }
 
 // A new document each time, with an API that answers at once.
 func BenchmarkMiss(b *testing.B) {
 	h := benchmarkHandler(b, plainDirective)
-	serveBatches(b, h, func(i int) (http.ResponseWriter, *http.Request) {
-		return caddyRequest("/documents/cold-"+strconv.Itoa(i), "")
-	})
+	b.ReportAllocs()
+	for i := range b.N {
+		w, r := caddyRequest("/documents/cold-"+strconv.Itoa(i), "") // a tenth of it all
+		if err := h.ServeHTTP(w, r, nothing); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// A cache of a million tokens: what each takes beyond its own bytes, and how
+// long requests take while the garbage collector goes through it all.
+func BenchmarkMillionTokens(b *testing.B) {
+	const tokens = 1_000_000
+	for b.Loop() {
+		heap := func() float64 {
+			runtime.GC()
+			var stats runtime.MemStats
+			runtime.ReadMemStats(&stats)
+			return float64(stats.HeapAlloc)
+		}
+		before := heap()
+		h := benchmarkHandler(b, plainDirective)
+		fill(b, h, tokens, "")
+		cached, _ := h.pool.cache.size()
+		t := h.pool.cache.get(h.pool.account.Load().cacheKey(string(h.askFor("doc-0").appendKey(nil))))
+		if cached != tokens || t == nil {
+			b.Fatalf("%d tokens are cached", cached)
+		}
+		b.ReportMetric((heap()-before)/tokens-float64(len(t.jwt)), "B/token-beyond-jwt")
+
+		prepared := make([]*preparedRequest, 10_000)
+		for i := range prepared {
+			prepared[i] = prepare(documentPath(i*97), "ann")
+		}
+		collected := make(chan struct{})
+		go func() {
+			defer close(collected)
+			for range 3 {
+				runtime.GC()
+			}
+		}()
+		took := make([]time.Duration, 0, 1_000_000)
+		for collecting := true; collecting || len(took) < 100_000; {
+			select {
+			case <-collected:
+				collecting = false
+			default:
+			}
+			p := prepared[len(took)%len(prepared)]
+			start := time.Now()
+			if err := h.ServeHTTP(p.w, p.r, nothing); err != nil {
+				b.Fatal(err)
+			}
+			took = append(took, time.Since(start))
+			p.again()
+		}
+		slices.Sort(took)
+		for _, share := range []float64{0.5, 0.99, 0.999} {
+			b.ReportMetric(float64(took[int(share*float64(len(took)))].Nanoseconds())/1000, fmt.Sprintf("µs-p%g", 100*share))
+		}
+	}
+}
+
+// askFor is what a request for the document would ask for.
+func (h *Handler) askFor(document string) *ask {
+	a := new(ask)
+	h.routes[0].ask.resolve(a, caddy.NewReplacer(), document)
+	return a
 }

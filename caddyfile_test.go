@@ -285,8 +285,8 @@ func TestRoutesAreCompletedByTheHandler(t *testing.T) {
 			"vary_by":         {fmt.Sprint(got.varyBy), want.varyBy},
 			"claims":          {got.claims.fixed, want.claims},
 			"document_claims": {got.documentClaims.fixed, want.documentClaims},
-			"ttl":             {got.ttl.String(), want.ttl},
-			"min_remaining":   {got.minRemaining.String(), want.minRemaining},
+			"ttl":             {got.static.ttl.String(), want.ttl},
+			"min_remaining":   {got.static.minRemaining.String(), want.minRemaining},
 		} {
 			if pair[0] != pair[1] {
 				t.Errorf("route %d: %s is %s, want %s", i+1, what, pair[0], pair[1])

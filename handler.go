@@ -53,7 +53,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 
 	// 3. Resolve.
-	ask, missing := route.ask.resolve(repl, documentID)
+	var ask ask
+	missing := route.ask.resolve(&ask, repl, documentID)
 	if f := missing.first(); f != nil {
 		return h.withoutToken(w, r, next, visit, f)
 	}

@@ -29,7 +29,8 @@ func parseTestHandler(text string) (*Handler, error) {
 
 // resolveTest fills in all that a request needs, or says what is missing.
 func resolveTest(template *askTemplate, repl *caddy.Replacer, documentID string) (ask, error) {
-	a, missing := template.resolve(repl, documentID)
+	var a ask
+	missing := template.resolve(&a, repl, documentID)
 	if f := missing.first(); f != nil {
 		return ask{}, f
 	}

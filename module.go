@@ -963,7 +963,7 @@ func (h *Handler) warn(endpoint *url.URL) {
 	}
 	warned := make(map[string]bool)
 	for _, r := range h.routes {
-		for _, permission := range r.ask.staticPermissions {
+		for _, permission := range r.ask.static.permissions {
 			if !slices.Contains(knownPermissions, permission) && !warned[permission] {
 				warned[permission] = true
 				h.logger.Warn("the DWS Viewer API documents no such permission",

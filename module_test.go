@@ -58,9 +58,9 @@ func TestDefaults(t *testing.T) {
 		"cache_size":    {settings.cacheSize, int64(64 * 1024 * 1024)},
 		"header":        {h.carrier.header, "X-Viewer-Session"},
 		"cookie":        {h.carrier.cookie, ""},
-		"ttl":           {ask.ttl, time.Hour},
-		"min_remaining": {ask.minRemaining, 15 * time.Minute},
-		"permissions":   {fmt.Sprint(ask.staticPermissions), "[read]"},
+		"ttl":           {ask.static.ttl, time.Hour},
+		"min_remaining": {ask.static.minRemaining, 15 * time.Minute},
+		"permissions":   {fmt.Sprint(ask.static.permissions), "[read]"},
 		"user_id":       {ask.userID, ""},
 		"id format":     {h.idFormat("a-B_9~"), true},
 		"id format, ü":  {h.idFormat("ü"), false},
@@ -93,7 +93,7 @@ func TestMinRemainingIsAQuarterOfTheRoutesOwnTTL(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, want := range []time.Duration{30 * time.Minute, 150 * time.Second} {
-		if got := h.routes[i].ask.minRemaining; got != want {
+		if got := h.routes[i].ask.static.minRemaining; got != want {
 			t.Errorf("route %d: %v, want %v", i+1, got, want)
 		}
 	}

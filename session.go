@@ -44,7 +44,8 @@ func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next cadd
 	// What the request is worth is settled before the app is called, which may
 	// run handlers that change placeholders.
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	ask, missing := template.resolve(repl, visit.documentID)
+	var ask ask
+	missing := template.resolve(&ask, repl, visit.documentID)
 
 	guard := &answerGuard{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, fetches: fetches}
 	err := next.ServeHTTP(guard, r)

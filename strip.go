@@ -20,7 +20,11 @@ type carrier struct {
 // branch (another path, an error, on_error pass) can let a client's value
 // through to an app that trusts the name.
 func (c carrier) strip(r *http.Request) {
-	for name := range r.Header {
+	var connection []string
+	for name, values := range r.Header {
+		if name == "Connection" {
+			connection = values
+		}
 		// CGI, WSGI and Rack apps see X_Viewer_Session, X.Viewer.Session
 		// and X-Viewer-Session as one and the same variable.
 		if c.header != "" && foldsToHeader(name, c.header) {
@@ -30,7 +34,7 @@ func (c carrier) strip(r *http.Request) {
 	if c.cookie != "" {
 		stripCookie(r.Header, c.cookie)
 	}
-	if connection := r.Header["Connection"]; len(connection) > 0 {
+	if len(connection) > 0 {
 		// A header named in Connection is dropped by the next proxy as
 		// hop-by-hop. A client that names ours would get our token removed,
 		// and could make the app fall back to something weaker.

@@ -1,0 +1,66 @@
+package viewersession
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+)
+
+// What a request may allocate, which does not depend on the machine: the visit
+// with all that hangs on it, and the function that provides the placeholders.
+// More is only for what was asked for: a cookie's text, or a user's claims.
+func TestAllocationBudget(t *testing.T) {
+	for name, test := range map[string]struct {
+		path, options string
+		budget        float64
+	}{
+		"no viewer route": {"/assets/app.js", "", 0},
+		"header":          {"/documents/doc", "", 2},
+		"allow_store":     {"/documents/doc", "allow_store", 2},
+		"cookie":          {"/documents/doc", "request_cookie viewer_session", 9},
+		"user":            {"/documents/doc", "user_id {http.auth.user.id}\nclaim team {http.auth.user.id}", 9},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, err := parseTestHandler(strings.Replace(plainDirective, "}", test.options+"\n}", 1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			settings, endpoint, err := h.poolSettings()
+			if err != nil {
+				t.Fatal(err)
+			}
+			settings.endpoint += "?" + t.Name()
+			settings.cacheSize = minCacheSize
+			h.logger = zap.NewNop()
+			h.tenant = newTenant(new(instantAPI), nil, h.logger, testKey)
+			if h.pool, err = joinPool(settings, endpoint, h.tenant); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := h.pool.leave(h.tenant); err != nil {
+					t.Error(err)
+				}
+			}()
+			p := prepare(test.path, "ann")
+			serve := func() {
+				if err := h.ServeHTTP(p.w, p.r, nothing); err != nil {
+					t.Fatal(err)
+				}
+				if got := p.r.Header[http.CanonicalHeaderKey(DefaultRequestHeader)]; got != nil {
+					t.Fatal("the token stays on the request")
+				}
+				p.again()
+			}
+			serve() // mints
+			budget := test.budget
+			if raceDetector {
+				budget += 2 // it makes ristretto's pools forget
+			}
+			if got := testing.AllocsPerRun(1000, serve); got > budget {
+				t.Errorf("%v allocations, want at most %v", got, budget)
+			}
+		})
+	}
+}

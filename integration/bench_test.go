@@ -1,0 +1,271 @@
+//go:build linux
+
+package integration
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/viewersession/caddy-viewer-session/emulator"
+)
+
+// The benchmarks run a whole Caddy in a process of its own, with the API's
+// stand-in, the app and the clients in this one.
+
+// benchGateway is a Caddy with one site for each thing to compare.
+type benchGateway struct {
+	*testing.B
+	process *os.Process
+	api     *emulator.Emulator
+	sites   map[string]string // address by name
+	serial  atomic.Int64
+}
+
+func newBenchGateway(b *testing.B) *benchGateway {
+	b.Helper()
+	g := &benchGateway{B: b, sites: make(map[string]string)}
+	g.api = emulator.New(emulator.Options{APIKey: testKey, Fault: emulator.Fault{Delay: caddy.Duration(50 * time.Millisecond)}})
+	api := httptest.NewServer(g.api)
+	b.Cleanup(func() { g.api.Close(); api.Close() })
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Content-Type"] = []string{"text/html"}
+		io.WriteString(w, "<!doctype html><title>a page</title>")
+	}))
+	b.Cleanup(app.Close)
+
+	var config strings.Builder
+	config.WriteString("{\n\tadmin off\n\tpersist_config off\n\tauto_https off\n\tdefault_bind 127.0.0.1\n}\n")
+	for name, directive := range map[string]string{
+		"plain": "",
+		// As long as the stand-in's token, with as many header operations.
+		"constant": "request_header X-Viewer-Session " + strings.Repeat("x", 380),
+		"viewer":   "viewer_session {\n\tdocument_path /documents/:id\n\tmint_rate off\n\tendpoint " + api.URL + "/viewer/sessions\n}",
+	} {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		g.sites[name] = listener.Addr().String()
+		listener.Close()
+		fmt.Fprintf(&config, "http://%s {\n%s\nreverse_proxy %s\n}\n", g.sites[name], directive, app.Listener.Addr())
+	}
+	file := filepath.Join(b.TempDir(), "Caddyfile")
+	if err := os.WriteFile(file, []byte(config.String()), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(self, "run", "--adapter", "caddyfile", "--config", file) //nolint:gosec // a test's
+	cmd.Env = append(os.Environ(), asCommand+"=1")
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	g.process = cmd.Process
+	b.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	for _, address := range g.sites {
+		for deadline := time.Now().Add(20 * time.Second); ; {
+			conn, err := net.Dial("tcp", address)
+			if err == nil {
+				conn.Close()
+				break
+			}
+			if time.Now().After(deadline) {
+				b.Fatal(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	return g
+}
+
+// cpu is the time that the gateway's threads have run.
+func (g *benchGateway) cpu() time.Duration {
+	g.Helper()
+	var sum time.Duration
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", g.process.Pid))
+	if err != nil || len(files) == 0 {
+		g.Fatal("no schedstat of the gateway", err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		first, _, _ := strings.Cut(string(text), " ")
+		nanoseconds, err := strconv.ParseInt(first, 10, 64)
+		if err != nil {
+			g.Fatal(err)
+		}
+		sum += time.Duration(nanoseconds)
+	}
+	return sum
+}
+
+// client is one connection that is kept.
+type client struct {
+	conn net.Conn
+	r    *bufio.Reader
+}
+
+func (g *benchGateway) dial(site string) *client {
+	g.Helper()
+	conn, err := net.Dial("tcp", g.sites[site])
+	if err != nil {
+		g.Fatal(err)
+	}
+	g.Cleanup(func() { conn.Close() })
+	return &client{conn, bufio.NewReader(conn)}
+}
+
+func (c *client) get(site, path string) error {
+	if _, err := fmt.Fprintf(c.conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: Mozilla/5.0\r\nAccept: text/html\r\nAccept-Language: en\r\nCookie: session=0123456789abcdef\r\n\r\n", path, site); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("status %d", resp.StatusCode)
+	}
+	return nil
+}
+
+// BenchmarkGateway compares a cached request with one of plain Caddy, and with
+// one that gets a constant header: in CPU time of the gateway, in rounds that
+// take turns, since single rounds differ by more than what is measured.
+func BenchmarkGateway(b *testing.B) {
+	g := newBenchGateway(b)
+	const clients, requests = 8, 250
+	names := []string{"plain", "constant", "viewer"}
+	conns := make(map[string][]*client)
+	for _, name := range names {
+		for range clients {
+			conns[name] = append(conns[name], g.dial(name))
+		}
+	}
+	round := func(name string) time.Duration {
+		before := g.cpu()
+		var wg sync.WaitGroup
+		for _, c := range conns[name] {
+			wg.Go(func() {
+				for i := range requests {
+					if err := c.get(g.sites[name], fmt.Sprint("/documents/doc-", i%100)); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		return (g.cpu() - before) / (clients * requests)
+	}
+	for _, name := range names { // warm up, and mint
+		round(name)
+	}
+	costs := make(map[string][]time.Duration)
+	var ratios []float64
+	for b.Loop() {
+		at := len(ratios)
+		for i := range names {
+			name := names[(at+i)%len(names)]
+			costs[name] = append(costs[name], round(name))
+		}
+		ratios = append(ratios, float64(costs["viewer"][at])/float64(costs["constant"][at]))
+	}
+	b.ReportMetric(0, "ns/op")
+	for _, name := range names {
+		slices.Sort(costs[name])
+		b.ReportMetric(float64(costs[name][len(costs[name])/2].Nanoseconds())/1000, name+"-µs/request")
+	}
+	slices.Sort(ratios)
+	b.ReportMetric(ratios[len(ratios)/2], "viewer/constant")
+}
+
+// BenchmarkColdBurst lets 200 clients ask for one document that is not cached,
+// at an API that takes 50 ms.
+func BenchmarkColdBurst(b *testing.B) {
+	g := newBenchGateway(b)
+	conns := make([]*client, 200)
+	for i := range conns {
+		conns[i] = g.dial("viewer")
+		if err := conns[i].get(g.sites["viewer"], "/"); err != nil { // connections to the app as well
+			b.Fatal(err)
+		}
+	}
+	var slowest []float64
+	before := g.api.Stats().Mints
+	for b.Loop() {
+		path := fmt.Sprint("/documents/burst-", g.serial.Add(1))
+		took := make([]time.Duration, len(conns))
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		for i, c := range conns {
+			wg.Go(func() {
+				<-start
+				began := time.Now()
+				if err := c.get(g.sites["viewer"], path); err != nil {
+					b.Error(err)
+				}
+				took[i] = time.Since(began)
+			})
+		}
+		close(start)
+		wg.Wait()
+		slowest = append(slowest, float64(slices.Max(took).Microseconds())/1000)
+	}
+	slices.Sort(slowest)
+	b.ReportMetric(slowest[len(slowest)/2], "ms/slowest-of-200")
+	b.ReportMetric(float64(g.api.Stats().Mints-before)/float64(len(slowest)), "mints/burst")
+}
+
+// BenchmarkNewDocuments lets 64 clients ask for documents that are never cached.
+func BenchmarkNewDocuments(b *testing.B) {
+	g := newBenchGateway(b)
+	conns := make([]*client, 64)
+	for i := range conns {
+		conns[i] = g.dial("viewer")
+	}
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	for _, c := range conns {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				if err := c.get(g.sites["viewer"], fmt.Sprint("/documents/new-", g.serial.Add(1))); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+}

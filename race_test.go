@@ -1,0 +1,5 @@
+//go:build race
+
+package viewersession
+
+const raceDetector = true
