@@ -210,6 +210,12 @@ func (l *lease) finish(t *token) {
 	}
 	finished := *l
 	go func() {
+		defer func() {
+			// Nobody else could recover a panic here.
+			if r := recover(); r != nil {
+				_ = finished.pool.panicked(r)
+			}
+		}()
 		ctx, cancel := context.WithTimeout(context.Background(), finishTime)
 		defer cancel()
 		if t == nil || !finished.put(ctx, t, time.Now()) {

@@ -589,6 +589,23 @@ func TestLockThatMayHaveBeenGot(t *testing.T) {
 	})
 }
 
+// panickingStore has a bug.
+type panickingStore struct{ *fakeStore }
+
+func (panickingStore) Put(context.Context, string, string, []byte, time.Duration) error {
+	panic("a bug")
+}
+
+// A bug in a store does not end the process.
+func TestStoreThatPanics(t *testing.T) {
+	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+		fleet[0].tenant.store = panickingStore{store}
+		fleet[0].want("doc", resultMinted)
+		fleet[0].want("doc", resultHit)
+		time.Sleep(DefaultTimeout + lockMargin)
+	})
+}
+
 // What a purge covers does not come back by way of the store.
 func TestPurgeReachesWhatIsAboutToBeShared(t *testing.T) {
 	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, _ *fakeStore) {

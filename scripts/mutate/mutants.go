@@ -210,6 +210,7 @@ var mutants = []mutant{
 	{"store: tokens that run short do", "store.go", "	return t.freshness(now, a.minRemaining) >= due", "	return t.freshness(now, a.minRemaining) >= short", false},
 	{"store: a renewal takes the same token", "store.go", "	if e.renewal && cached != nil && t.exp <= cached.exp {", "	if false {", false},
 	{"store: a renewal waits for another gateway", "store.go", "			if e.renewal {", "			if false {", false},
+	{"store: a panic in it ends the process", "store.go", "			if r := recover(); r != nil {\n				_ = finished", "			if r := any(nil); r != nil {\n				_ = finished", false},
 	{"store: waits for ever", "store.go", "context.WithTimeout(context.Background(), p.settings.timeout/2)", "context.WithTimeout(context.Background(), time.Hour)", false},
 	{"store: looks at rubbish for ever", "store.go", "unwanted < maxUnwanted;", "unwanted >= 0;", false},
 	{"store: waiting for it is taken off the mint's time", "store.go", "p.settings.timeout/2)\n	defer cancel()\n	stale", "p.settings.timeout)\n	defer cancel()\n	stale", false},
