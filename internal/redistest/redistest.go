@@ -1,7 +1,5 @@
 //go:build unix
 
-// Package redistest runs real Redis and Valkey servers for tests, on loopback
-// and without touching the disk outside of a temporary folder.
 package redistest
 
 import (
