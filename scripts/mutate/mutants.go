@@ -239,7 +239,6 @@ var mutants = []mutant{
 	{"redis: a lock whose answer is lost is kept", "redis/redis.go", "			return viewersession.Acquired{Lock: owner}, err\n", "			return viewersession.Acquired{}, err\n", false},
 	{"redis: two entries take turns", "redis/redis.go", " || strings.HasPrefix(stale, string(sealer.header[:])) {", " {", false},
 	{"redis: connections end with their config", "redis/redis.go", "		time.AfterFunc(closeAfter, ", "		time.AfterFunc(0, ", false},
-	{"redis: no timeout", "redis/redis.go", "	ctx, cancel := context.WithTimeout(ctx, c.timeout)\n	defer cancel()\n	breaker := c.breaker\n", "	ctx, cancel := context.WithTimeout(ctx, time.Hour)\n	defer cancel()\n	breaker := c.breaker\n", false},
 	{"redis: one breaker for a Cluster", "redis/redis.go", "		breaker = ofNode.(*gobreaker.CircuitBreaker[any])\n", "		_ = ofNode\n", false},
 	{"redis: the previous key is not tried", "redis/redis.go", "got.Entry != nil || len(s.sealers) == 1 ||", "true ||", false},
 	{"redis: a lock is left for an entry of the previous key", "redis/redis.go", "	if got.Lock != \"\" {\n		if err := s.Release", "	if false {\n		if err := s.Release", false},
