@@ -764,16 +764,26 @@ func TestCluster(t *testing.T) {
 			t.Errorf("%s has nothing", node.Address)
 		}
 	}
-	// Without one of them, the others go on.
-	nodes[2].Kill()
-	found := 0
-	waitFor(t, "the rest of the Cluster", func() bool {
-		found = 0
-		for i := range 100 {
-			if got, err := s.tryAcquire(fmt.Sprint("doc", i), ""); err == nil && got.Entry != nil {
-				found++
-			}
+	// Without one of them, the others go on as if nothing had happened.
+	var lost, kept []string
+	for i := range 100 {
+		name := fmt.Sprint("doc", i)
+		if nodes[2].Must("EXISTS", s.entryKey(s.sealers[0].name(name))) == "1" {
+			lost = append(lost, name)
+		} else {
+			kept = append(kept, name)
 		}
-		return found > 30
-	})
+	}
+	if len(lost) <= failuresToOpen || len(kept) <= failuresToOpen {
+		t.Fatalf("%d names on one node, %d on the others", len(lost), len(kept))
+	}
+	nodes[2].Kill()
+	for _, name := range lost {
+		if _, err := s.tryAcquire(name, ""); err == nil {
+			t.Errorf("%s is found at a node that is gone", name)
+		}
+	}
+	for _, name := range kept {
+		s.wantEntry(name, "entry")
+	}
 }
