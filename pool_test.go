@@ -1068,7 +1068,7 @@ func TestTokensOutliveSeveralRotations(t *testing.T) {
 	rotate(nil, testKey)
 	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
 		old := p.want("doc", resultMinted)
-		for i := range maxFormerAccounts {
+		for i := range 3 {
 			rotate(p, fmt.Sprint("pdf_live_", i))
 			answer := p.api.answer
 			p.api.set(failing(422))

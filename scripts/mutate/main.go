@@ -25,6 +25,11 @@ import (
 const tags = "nobadger,nomysql,nopgx"
 
 func main() {
+	// A test that fails for want of what it needs kills every mutant.
+	if output, err := exec.Command("bash", "scripts/setup.sh").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "%v: %s\n", err, output)
+		os.Exit(1)
+	}
 	survived, broken := 0, 0
 	for _, m := range mutants {
 		if len(os.Args) > 1 && !slices.ContainsFunc(os.Args[1:], func(word string) bool { return strings.Contains(m.name, word) }) {

@@ -248,7 +248,7 @@ var mutants = []mutant{
 	{"seal: names are not keyed", "redis/seal.go", "hmac.New(sha256.New, s.names)", "hmac.New(sha256.New, nil)", false},
 	{"seal: entries are not bound to their name", "redis/seal.go", "	return append(s.header[:], sealedName...)", "	return s.header[:]", false},
 	{"seal: one key for all names", "redis/seal.go", "hkdf.Expand(sha256.New, s.entries, sealedName, 32)", "hkdf.Expand(sha256.New, s.entries, \"\", 32)", false},
-	{"seal: the nonce is always the same", "redis/seal.go", "	rand.Read(sealed[headerBytes:]) // never fails\n", "", false},
+	{"seal: the nonce is always the same", "redis/seal.go", "	rand.Read(sealed[headerBytes:]) // never fails\n", "	rand.Read(sealed[:0])\n", false},
 
 	// Command line
 	{"command: the token is always shown", "command.go", "	if m.showToken {\n", "	if true {\n", false},
