@@ -305,7 +305,7 @@ func (m *mintCommand) explain(r *report, f *failure, observed *observingTranspor
 	case reasonTimeout:
 		r.Message = fmt.Sprintf("The API does not answer within %s: %s.\n%s", m.within, f, adviceOnReach)
 	case reasonUnavailable:
-		if f.answered != 0 {
+		if observed.err == nil { // it answered, if not to the end
 			r.Message = fmt.Sprintf("The API is in trouble, or something else answers in its place: %s.", f)
 		} else {
 			r.Message = fmt.Sprintf("The API does not answer: %s.\n%s", f, adviceOn(observed.err))
@@ -361,6 +361,7 @@ type observingTransport struct {
 	err          error
 }
 
+// RoundTrip implements http.RoundTripper.
 func (o *observingTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	o.sent = time.Now()
 	resp, err := o.transport.RoundTrip(req)

@@ -89,6 +89,11 @@ func TestMintCommand(t *testing.T) {
 		w.Header()["Date"] = nil
 		mints(w, r)
 	}
+	breakingOff := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "1000")
+		w.WriteHeader(http.StatusCreated)
+		io.WriteString(w, `{"jwt":"`)
+	}
 	tests := map[string]struct {
 		api     http.HandlerFunc
 		key     string
@@ -114,6 +119,7 @@ func TestMintCommand(t *testing.T) {
 		"echoes secrets":        {echo, testKey, nil, outcome(reasonRejected), 5, []string{"REDACTED", "r-1"}},
 		"a page":                {answering(200, "<html>"), testKey, nil, outcome(reasonInvalidReply), 5, []string{"not with a JSON object"}},
 		"somebody else's token": {mintsFor(map[string]any{"document_id": "other", "exp": exp}), testKey, nil, outcome(reasonInvalidReply), 5, []string{"another document"}},
+		"breaks off":            {breakingOff, testKey, nil, outcome(reasonUnavailable), 4, []string{"in trouble", "unexpected EOF"}},
 		"hangs":                 {neverAnswering, testKey, []string{"--timeout", "100ms"}, outcome(reasonTimeout), 4, []string{"within 100ms", "HTTPS_PROXY"}},
 		"clock ahead":           {atClock(-10*time.Minute, mints), testKey, nil, outcomeClockOff, 6, []string{"A token was minted", "ahead of the API's", "in (30m0|29m59)s"}},
 		"clock behind":          {atClock(10*time.Minute, mints), testKey, nil, outcomeClockOff, 6, []string{"behind the API's", "expired"}},

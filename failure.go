@@ -61,7 +61,10 @@ type failure struct {
 	gaveWay bool
 }
 
+// Error implements error.
 func (f *failure) Error() string { return f.err.Error() }
+
+// Unwrap lets errors.Is and errors.As see what it comes from.
 func (f *failure) Unwrap() error { return f.err }
 
 // status is the HTTP status that the client sees.

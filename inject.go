@@ -88,6 +88,7 @@ type cacheGuard struct {
 	cacheControl []string // room for the header's value
 }
 
+// WriteHeader implements http.ResponseWriter.
 func (g *cacheGuard) WriteHeader(status int) {
 	// 1xx are informational, but for the switch to another protocol.
 	if !g.wroteHeader && (status >= 200 || status == http.StatusSwitchingProtocols) {
@@ -96,6 +97,7 @@ func (g *cacheGuard) WriteHeader(status int) {
 	g.ResponseWriter.WriteHeader(status)
 }
 
+// Write implements http.ResponseWriter.
 func (g *cacheGuard) Write(p []byte) (int, error) {
 	g.forbidStoring()
 	return g.ResponseWriter.Write(p)

@@ -79,6 +79,7 @@ type answerGuard struct {
 	answer      appAnswer
 }
 
+// WriteHeader implements http.ResponseWriter.
 func (g *answerGuard) WriteHeader(status int) {
 	header := g.Header()
 	switch {
@@ -104,6 +105,7 @@ func (g *answerGuard) writeHeader() {
 	}
 }
 
+// Write implements http.ResponseWriter.
 func (g *answerGuard) Write(p []byte) (int, error) {
 	g.writeHeader()
 	if g.saidYes {

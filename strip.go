@@ -120,6 +120,7 @@ type trailerStripper struct {
 	trailer http.Header
 }
 
+// Read implements io.Reader.
 func (t *trailerStripper) Read(p []byte) (int, error) {
 	n, err := t.ReadCloser.Read(p)
 	if err != nil {

@@ -117,6 +117,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.
 
 type pooled struct{ *Emulator }
 
+// Destruct implements caddy.Destructor.
 func (p pooled) Destruct() error {
 	p.Close()
 	return nil

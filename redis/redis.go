@@ -244,9 +244,6 @@ func newBreaker() *gobreaker.CircuitBreaker[any] {
 	})
 }
 
-// Destruct implements caddy.Destructor.
-func (c *client) Destruct() error { return c.Close() }
-
 // connect makes a client, which connects when it is needed.
 func (s *Store) connect(ctx caddy.Context) error {
 	options, err := s.options(ctx)
@@ -567,6 +564,7 @@ func (s *Store) finish(ctx context.Context, key, lock string, operation func(ctx
 // comes back as an error.
 type quietly struct{}
 
+// Printf implements go-redis' logger.
 func (quietly) Printf(_ context.Context, format string, v ...any) {
 	caddy.Log().Named("http.handlers.viewer_session.stores.redis").Debug(fmt.Sprintf(format, v...))
 }
