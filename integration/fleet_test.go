@@ -339,10 +339,11 @@ type traffic struct {
 	wg    sync.WaitGroup
 	next  atomic.Int64
 
-	mu    sync.Mutex
-	cold  latencies
-	count int
-	errs  []error
+	mu      sync.Mutex
+	cold    latencies
+	errs    []error
+	wanted  int           // how many latencies somebody waits for
+	reached chan struct{} // closed when they are there
 }
 
 func (f *fleet) traffic(readers int) *traffic {
@@ -360,8 +361,9 @@ func (f *fleet) traffic(readers int) *traffic {
 					took := time.Since(start)
 					_, err2 := f.token(g, "open")
 					tr.mu.Lock()
-					tr.cold = append(tr.cold, took)
-					tr.count++
+					if tr.cold = append(tr.cold, took); len(tr.cold) == tr.wanted {
+						close(tr.reached)
+					}
 					if err := errors.Join(err1, err2); err != nil {
 						tr.errs = append(tr.errs, err)
 					}
@@ -377,21 +379,17 @@ func (f *fleet) traffic(readers int) *traffic {
 func (tr *traffic) wait(requests int) latencies {
 	tr.fleet.t.Helper()
 	tr.mu.Lock()
-	tr.cold, tr.count = nil, 0
+	tr.cold, tr.wanted, tr.reached = nil, requests, make(chan struct{})
+	reached := tr.reached
 	tr.mu.Unlock()
-	deadline := time.Now().Add(60 * time.Second)
-	for {
-		tr.mu.Lock()
-		if tr.count >= requests {
-			defer tr.mu.Unlock()
-			return slices.Clone(tr.cold)
-		}
-		tr.mu.Unlock()
-		if time.Now().After(deadline) {
-			tr.fleet.t.Fatal("requests hang")
-		}
-		time.Sleep(5 * time.Millisecond) // the traffic goes on by itself
+	select {
+	case <-reached:
+	case <-time.After(60 * time.Second):
+		tr.fleet.t.Fatal("requests hang")
 	}
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	return slices.Clone(tr.cold)
 }
 
 // Whatever becomes of the store, no request fails, and afterwards the fleet

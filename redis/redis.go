@@ -483,9 +483,6 @@ func (s *Store) acquire(ctx context.Context, sealer *sealer, sealedName, stale s
 				return viewersession.Acquired{Entry: entry, Version: versionOf(sealed)}, nil
 			}
 			s.logDamaged(err)
-			if stale == versionOf(sealed) || len(sealed) == 0 {
-				return viewersession.Acquired{}, errors.New("an entry cannot be opened")
-			}
 			stale = versionOf(sealed) // as good as none
 		case len(reply) == 1 && reply[0] == "locked":
 			return viewersession.Acquired{Lock: owner}, nil

@@ -74,7 +74,8 @@ install_valkey() {
 		"${as_root[@]}" apt-get -qq "${options[@]}" update || return 1
 	fi
 	echo "installing valkey-server"
-	"${as_root[@]}" apt-get -qq "${options[@]}" install -y --no-install-recommends valkey-server >/dev/null
+	"${as_root[@]}" apt-get -qq "${options[@]}" install -y --no-install-recommends valkey-server >/dev/null || return 1
+	if [ -n "${lists:-}" ]; then "${as_root[@]}" rm -rf "$lists"; fi
 }
 if have apt-get && ! have valkey-server; then install_valkey || echo "Valkey cannot be installed here; the tests do with Redis"; fi
 
