@@ -531,34 +531,39 @@ func TestBrowserWhenTheAppSaysNo(t *testing.T) {
 }
 
 func TestBrowserStops(t *testing.T) {
-	p, app := newPage(t, time.Second)
+	p, _ := newPage(t, 0)
+	// An hour passes in a moment, and the module looks every 50 ms whether it is time.
+	p.must(`
+		const { now } = Date, wait = setTimeout, real = fetch;
+		let ahead = 0;
+		Date.now = () => now() + ahead;
+		window.later = () => void (ahead += 3600_000);
+		window.setTimeout = (f, ms) => wait(f, ms >= 30_000 ? 50 : ms);
+		window.asked = 0;
+		window.fetch = (url, ...more) => { if (url.pathname === sessionUrl) asked++; return real(url, ...more) };`)
+	goesOn := func(after string) {
+		t.Helper()
+		p.must(after + `; window.before = asked; later();`)
+		p.until(`asked > before`)
+	}
 	quiet := func(after string) {
 		t.Helper()
-		p.must(after)
-		before := app.fetches()
-		p.must(`await sleep(800);`)
-		if got := app.fetches() - before; got > 1 { // one may have been under way
-			t.Errorf("%d fetches after %s", got, after)
+		p.must(after + `; window.before = asked; later(); await sleep(400);`)
+		if got := p.must(`return asked - before`); got != "0" {
+			t.Errorf("%s fetches after %s", got, after)
 		}
 		if got := p.must(`return document.querySelector("#viewer").children.length`); got != "0" {
 			t.Errorf("a viewer is left after %s", after)
 		}
 	}
-	p.must(`window.viewer = await open_();`)
-	quiet(`viewer.unload();`)
-	p.must(`window.c = new AbortController(); await open_({ signal: c.signal });`)
-	quiet(`c.abort();`)
-	p.must(`await open_();`)
-	quiet(`window.dispatchEvent(new PageTransitionEvent("pagehide", { persisted: false }));`)
-
-	// Kept for going back.
-	p.must(`window.viewer = await open_(); window.dispatchEvent(new PageTransitionEvent("pagehide", { persisted: true }));`)
-	before := app.fetches()
-	p.must(`await sleep(1200);`)
-	if app.fetches() == before {
-		t.Error("a page that is kept for going back has stopped")
-	}
-	quiet(`viewer.unload();`)
+	goesOn(`window.viewer = await open_()`)
+	quiet(`viewer.unload()`)
+	goesOn(`window.c = new AbortController(); await open_({ signal: c.signal })`)
+	quiet(`c.abort()`)
+	goesOn(`await open_()`)
+	quiet(`window.dispatchEvent(new PageTransitionEvent("pagehide", { persisted: false }))`)
+	goesOn(`window.viewer = await open_(); window.dispatchEvent(new PageTransitionEvent("pagehide", { persisted: true }))`) // kept for going back
+	quiet(`viewer.unload()`)
 
 	// A component that goes away while it loads, as React's strict mode does.
 	for _, slow := range []string{
