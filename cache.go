@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"fmt"
 	"hash/maphash"
+	"math/bits"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,13 +17,21 @@ const (
 	// itself, its place in ristretto's maps and in the access sketch.
 	tokenOverhead = 320
 
-	// typicalTokenBytes sizes the access sketch, which wants ten counters for
-	// each token that fits.
+	// typicalTokenBytes sizes the access sketch, which wants five to ten
+	// counters for each token that fits.
 	typicalTokenBytes = 1 << 10
 
 	// maxCounters bounds the access sketch's memory, which is taken at once, to
-	// about 400 MB; it is reached with a cache of 13 GiB.
+	// 512 MiB; it is reached with a cache of 13 GiB.
 	maxCounters = 1 << 27
+
+	// lookUpsCounted is how many look-ups ristretto's policy learns of at a
+	// time. With the 64 that its docs suggest, waking the policy's goroutine
+	// takes a good part of each look-up.
+	lookUpsCounted = 512
+
+	// sweepInterval is how long expired tokens stay in ristretto.
+	sweepInterval = time.Minute
 
 	// recentShare is the part of the cache that holds tokens which ristretto
 	// turned away.
@@ -36,7 +45,9 @@ const (
 // does not promise are added here: a stored token is compared with the whole
 // key, since ristretto itself only knows a hash of it; and a token that the
 // admission policy turns away stays in a small first-in-first-out area, since
-// each of its look-ups would be a mint otherwise.
+// each of its look-ups would be a mint otherwise. Its ttl is not used: it would
+// read the clock at each look-up and keep a second index, for what every token
+// says of itself.
 type tokenCache struct {
 	seed maphash.Seed
 
@@ -44,8 +55,14 @@ type tokenCache struct {
 	// it is used while it closes, and requests outlive the config they began in.
 	mu     sync.RWMutex
 	closed bool
+	done   chan struct{} // closed with the cache
 	main   *ristretto.Cache[uint64, *token]
 	count  atomic.Int64 // of tokens in main
+
+	// storing is held for reading while a token is stored, and for writing
+	// while one is deleted that might have been replaced, or a purge begins.
+	// It is taken inside mu.
+	storing sync.RWMutex
 
 	rejected *atomic.Uint64 // counts tokens that ristretto turned away
 
@@ -54,20 +71,22 @@ type tokenCache struct {
 	purges purgeLog
 }
 
-// newTokenCache returns a cache for at most maxBytes. It runs a goroutine
+// newTokenCache returns a cache for at most maxBytes. Goroutines run for it
 // until close is called.
 func newTokenCache(maxBytes int64, rejected *atomic.Uint64) (*tokenCache, error) {
 	forRecent := maxBytes / recentShare
 	c := &tokenCache{
 		seed:     maphash.MakeSeed(),
+		done:     make(chan struct{}),
 		rejected: rejected,
 		recent:   recentTokens{maxBytes: forRecent, tokens: make(map[string]*list.Element), order: list.New()},
 	}
 	var err error
 	c.main, err = ristretto.NewCache(&ristretto.Config[uint64, *token]{
-		NumCounters:        min(max(1000, 10*maxBytes/typicalTokenBytes), maxCounters),
+		NumCounters:        countersFor(maxBytes),
 		MaxCost:            maxBytes - forRecent,
-		BufferItems:        64,
+		BufferItems:        lookUpsCounted,
+		KeyToHash:          func(hash uint64) (uint64, uint64) { return hash, 0 },
 		IgnoreInternalCost: true, // it is part of tokenOverhead
 		OnExit: func(t *token) {
 			if t != nil {
@@ -78,7 +97,15 @@ func newTokenCache(maxBytes int64, rejected *atomic.Uint64) (*tokenCache, error)
 	if err != nil {
 		return nil, fmt.Errorf("token cache: %w", err)
 	}
+	go c.sweepUntilClosed()
 	return c, nil
+}
+
+// countersFor is the size of the access sketch. Ristretto rounds up to a power
+// of two, so that anything else would take up to twice the memory.
+func countersFor(maxBytes int64) int64 {
+	wanted := uint64(min(max(1024, 10*maxBytes/typicalTokenBytes), maxCounters)) //nolint:gosec // positive
+	return 1 << (bits.Len64(wanted) - 1)
 }
 
 // get returns the token stored under exactly this key, or nil. It may have
@@ -90,33 +117,31 @@ func (c *tokenCache) get(key []byte) *token {
 		t, _ = c.main.Get(maphash.Bytes(c.seed, key))
 	}
 	c.mu.RUnlock()
-	if t != nil && t.key == string(key) {
+	if t != nil && t.key() == string(key) {
 		return t
 	}
 	return c.recent.get(key)
 }
 
-// put stores a token and returns when look-ups can see it. One that has been
-// purged since its minting began is not stored.
+// put stores a token and returns when look-ups can see it. One that has expired
+// or has been purged since its minting began is not stored.
 func (c *tokenCache) put(t *token, now time.Time) {
-	remaining := time.Unix(t.exp, 0).Sub(now)
-	if remaining <= 0 {
-		return // ristretto takes a ttl of 0 for "forever"
-	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if c.closed || c.purges.cover(t) {
+	c.storing.RLock()
+	defer c.storing.RUnlock()
+	if c.closed || t.freshness(now, 0) == expired || c.purges.cover(t) {
 		return
 	}
-	hash := maphash.String(c.seed, t.key)
-	if c.main.SetWithTTL(hash, t, t.cost(), remaining) {
+	hash := maphash.String(c.seed, t.key())
+	if c.main.Set(hash, t, t.cost()) {
 		c.count.Add(1) // until it leaves, if only because it was turned away
 	}
 	// Set works in the background. Without waiting, the requests right after
 	// this one would miss, and a second Set of a new key would be lost.
 	c.main.Wait()
 	if stored, _ := c.main.Get(hash); stored == t {
-		c.recent.remove(t.key)
+		c.recent.remove(t.key())
 		return
 	}
 	c.rejected.Add(1)
@@ -128,30 +153,55 @@ func (c *tokenCache) put(t *token, now time.Time) {
 // purge forgets the tokens of one document, or all of them if documentID is
 // empty, and returns how many there were.
 func (c *tokenCache) purge(documentID string, now time.Time) int {
-	// Whoever stores a token looks at the purges under mu as well: it has been
-	// stored by now and is found below, or will not be.
-	c.mu.Lock()
+	// Whoever stores a token looks at the purges while storing is held: it has
+	// been stored by now and is found below, or will not be.
+	c.storing.Lock()
 	c.purges.add(documentID, now)
-	c.mu.Unlock()
+	c.storing.Unlock()
+	return c.recent.purge(&c.purges) + c.drop(c.purges.cover)
+}
 
-	purged := c.recent.purge(&c.purges)
+// drop deletes the tokens in ristretto that are unwanted, and returns how many
+// there were.
+func (c *tokenCache) drop(unwanted func(*token) bool) (dropped int) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if c.closed {
-		return purged
+		return 0
 	}
-	var keys []string
+	var found []*token
 	c.main.IterValues(func(t *token) (stop bool) {
-		if c.purges.cover(t) {
-			keys = append(keys, t.key)
+		if unwanted(t) {
+			found = append(found, t)
 		}
 		return false
 	})
-	for _, key := range keys {
-		c.main.Del(maphash.String(c.seed, key))
+	for _, t := range found {
+		hash := maphash.String(c.seed, t.key())
+		c.storing.Lock()
+		if stored, _ := c.main.Get(hash); stored == t { // and not its successor
+			c.main.Del(hash)
+			dropped++
+		}
+		c.storing.Unlock()
 	}
 	c.main.Wait()
-	return purged + len(keys)
+	return dropped
+}
+
+// sweepUntilClosed takes out tokens that have expired.
+func (c *tokenCache) sweepUntilClosed() {
+	ticker := time.NewTicker(sweepInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			now := time.Now()
+			c.drop(func(t *token) bool { return t.freshness(now, 0) == expired })
+		case <-c.done:
+			return
+		}
+	}
 }
 
 // size returns how many tokens there are, and the memory that they take.
@@ -166,18 +216,19 @@ func (c *tokenCache) size() (tokens, bytes int64) {
 	return tokens + int64(len(c.recent.tokens)), bytes + c.recent.bytes
 }
 
-// close ends the cache's goroutine. Later calls find nothing and store nothing.
+// close ends the cache's goroutines. Later calls find nothing and store nothing.
 func (c *tokenCache) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.closed {
 		c.closed = true
+		close(c.done)
 		c.main.Close()
 	}
 }
 
 // cost is the memory that the cache accounts for the token.
-func (t *token) cost() int64 { return int64(len(t.key) + len(t.jwt) + tokenOverhead) }
+func (t *token) cost() int64 { return int64(len(t.text) + tokenOverhead) }
 
 // recentTokens keeps the latest tokens within a bound of bytes.
 type recentTokens struct {
@@ -205,8 +256,8 @@ func (r *recentTokens) get(key []byte) *token {
 func (r *recentTokens) put(t *token, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.removeLocked(r.tokens[t.key])
-	r.tokens[t.key] = r.order.PushBack(t)
+	r.removeLocked(r.tokens[t.key()])
+	r.tokens[t.key()] = r.order.PushBack(t)
 	r.bytes += t.cost()
 	for e := r.order.Front(); e != nil && (r.bytes > r.maxBytes || e.Value.(*token).exp <= now.Unix()); e = r.order.Front() {
 		r.removeLocked(e)
@@ -242,6 +293,6 @@ func (r *recentTokens) removeLocked(e *list.Element) {
 		return
 	}
 	t := r.order.Remove(e).(*token)
-	delete(r.tokens, t.key)
+	delete(r.tokens, t.key())
 	r.bytes -= t.cost()
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
@@ -128,10 +129,66 @@ func TestCacheIsBounded(t *testing.T) {
 func TestExpiredTokensAreNotStored(t *testing.T) {
 	c := newTestCache(t, minCacheSize)
 	now := time.Now()
-	// A ttl of zero would mean forever to ristretto.
 	c.put(newToken("key", "jwt", now.Unix(), now.Unix(), now.Add(-time.Hour)), time.Unix(now.Unix(), 0))
 	if c.get([]byte("key")) != nil {
 		t.Error("an expired token was stored")
+	}
+}
+
+// Tokens leave within a minute of their end, and only those that have ended.
+func TestExpiredTokensAreSwept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCache(t, DefaultCacheSize)
+		now := time.Now()
+		for i := range 100 {
+			exp := now.Add(time.Duration(i) * time.Minute).Unix()
+			c.put(newToken(fmt.Sprint("key", i), "jwt", exp, exp, now), now)
+		}
+		for left := int64(98); left >= 0; left-- {
+			time.Sleep(sweepInterval)
+			synctest.Wait()
+			if tokens, bytes := c.size(); tokens != left || (bytes == 0) != (left == 0) {
+				t.Fatalf("%d tokens of %d bytes, want %d", tokens, bytes, left)
+			}
+		}
+		c.close() // ends the goroutines, or the test fails
+	})
+}
+
+// A token that takes the place of an expired one while that is swept out stays.
+func TestSweepLeavesTheSuccessor(t *testing.T) {
+	c := newTestCache(t, DefaultCacheSize)
+	old, successor := cachedToken("key"), cachedToken("key")
+	c.put(old, time.Now())
+
+	c.storing.RLock() // somebody stores a token
+	searching, dropped := make(chan struct{}), make(chan int)
+	go func() {
+		dropped <- c.drop(func(tok *token) bool { close(searching); return tok == old })
+	}()
+	<-searching
+	c.main.Set(maphash.String(c.seed, "key"), successor, successor.cost())
+	c.main.Wait()
+	c.storing.RUnlock()
+	if n := <-dropped; n != 0 || c.get([]byte("key")) != successor {
+		t.Errorf("%d were dropped, and %v is found", n, c.get([]byte("key")))
+	}
+	if n := c.drop(func(tok *token) bool { return tok == successor }); n != 1 || c.get([]byte("key")) != nil {
+		t.Errorf("%d were dropped, and %v is found", n, c.get([]byte("key")))
+	}
+}
+
+func TestSketchSize(t *testing.T) {
+	for size, want := range map[int64]int64{
+		minCacheSize:     1 << 13,
+		DefaultCacheSize: 1 << 19,
+		1500 << 20:       1 << 23,
+		13 << 30:         1 << 27,
+		maxCacheSize:     1 << 27,
+	} {
+		if got := countersFor(size); got != want {
+			t.Errorf("%d counters for %d bytes, want %d", got, size, want)
+		}
 	}
 }
 

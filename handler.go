@@ -26,13 +26,7 @@ type route struct {
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	// 1. Strip, always: no branch below may let a client's own value through.
-	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
-	visit, visited := vars[visitKey].(*visit)
-	if visited {
-		visit.notCarried(h.carrier).strip(r)
-	} else {
-		h.carrier.strip(r)
-	}
+	h.carrier.strip(r)
 
 	// 2. Match.
 	route, documentID := h.match(r)
@@ -40,9 +34,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return next.ServeHTTP(w, r)
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	if !visited {
-		visit = beginVisit(r, vars, repl)
-	}
+	visit := beginVisit(r, repl)
 	visit.documentID = documentID
 	if route.session {
 		return h.serveSession(w, r, next, visit, route.ask)
@@ -69,8 +61,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	// routes and handlers further out do not get it.
 	h.pool.counters.countRequest(result)
 	visit.set(result, token, nil)
-	visit.inject(r, h.carrier, token.jwt)
-	defer visit.eject(r, h.carrier)
+	visit.inject(r, &h.carrier, token.jwt())
+	defer visit.eject(r, &h.carrier)
 	return h.serveUncached(w, r, next, visit)
 }
 
@@ -186,10 +178,10 @@ type visit struct {
 	failure    *failure
 	rejected   string // the token that a browser says was rejected
 
-	carriers []carrier // what has been injected and not been taken off yet
+	carriers []*carrier // of what has been injected and not been taken off yet
 
 	// Room for what a request usually needs, so that it is allocated at once.
-	first        [1]carrier
+	first        [1]*carrier
 	header       [1]string // the header's value; never shared with the cache
 	guard        cacheGuard
 	cacheControl [1]string
@@ -202,7 +194,19 @@ const visitKey = "http.handlers.viewer_session"
 // String keeps {http.vars.*} from printing what is inside.
 func (v *visit) String() string { return string(v.result) }
 
-func beginVisit(r *http.Request, vars map[string]any, repl *caddy.Replacer) *visit {
+// visitOf returns the request's visit, or nil if it has not begun.
+func visitOf(r *http.Request) *visit {
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	v, _ := vars[visitKey].(*visit)
+	return v
+}
+
+// beginVisit returns the request's visit, and begins it if that has not been done.
+func beginVisit(r *http.Request, repl *caddy.Replacer) *visit {
+	vars := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	if v, ok := vars[visitKey].(*visit); ok {
+		return v
+	}
 	v := new(visit)
 	v.carriers = v.first[:0]
 	vars[visitKey] = v

@@ -11,7 +11,7 @@ import (
 
 // inject puts the token on the request under the carrier's names. What the
 // client had there has been stripped, so it stands there once.
-func (v *visit) inject(r *http.Request, c carrier, jwt string) {
+func (v *visit) inject(r *http.Request, c *carrier, jwt string) {
 	if c.header != "" {
 		value := v.header[:]
 		if len(v.carriers) > 0 {
@@ -32,7 +32,7 @@ func (v *visit) inject(r *http.Request, c carrier, jwt string) {
 }
 
 // eject takes the token off the request again.
-func (v *visit) eject(r *http.Request, c carrier) {
+func (v *visit) eject(r *http.Request, c *carrier) {
 	if c.header != "" {
 		delete(r.Header, c.header)
 	}
@@ -44,19 +44,16 @@ func (v *visit) eject(r *http.Request, c carrier) {
 	}
 }
 
-// notCarried returns the carrier without the names under which another instance
-// of the handler in the same chain has put a token. It has stripped the client's
-// values before that, and what it injected is to be left alone.
-func (v *visit) notCarried(c carrier) carrier {
-	for _, other := range v.carriers {
-		if foldsToHeader(c.header, other.header) {
-			c.header = ""
-		}
-		if other.cookie != "" && foldsToCookie(c.cookie, other.cookie) {
-			c.cookie = ""
-		}
-	}
-	return c
+// carriesHeader reports whether an instance of the handler has put a token on
+// the request under this name. It has stripped the client's values before that,
+// and what it injected is to be left alone by another one in the same chain.
+func (v *visit) carriesHeader(name string) bool {
+	return v != nil && slices.ContainsFunc(v.carriers, func(c *carrier) bool { return c.header == name })
+}
+
+// carriesCookie is carriesHeader for a cookie that could be taken for the one named.
+func (v *visit) carriesCookie(name string) bool {
+	return v != nil && slices.ContainsFunc(v.carriers, func(c *carrier) bool { return c.cookie != "" && foldsToCookie(name, c.cookie) })
 }
 
 // serveUncached calls the next handler and keeps its response out of caches,
@@ -72,7 +69,7 @@ func (h *Handler) serveUncached(w http.ResponseWriter, r *http.Request, next cad
 	if guard.ResponseWriter != nil {
 		guard = new(cacheGuard) // the usual place is taken
 	}
-	guard.ResponseWriter, guard.cacheControl = w, visit.cacheControl[:]
+	guard.ResponseWriter, guard.visit = w, visit
 	err := next.ServeHTTP(guard, r)
 	if err == nil {
 		guard.forbidStoring() // for a handler that wrote nothing
@@ -84,8 +81,8 @@ func (h *Handler) serveUncached(w http.ResponseWriter, r *http.Request, next cad
 // written. It buffers nothing.
 type cacheGuard struct {
 	caddyhttp.ResponseWriterWrapper
-	wroteHeader  bool
-	cacheControl []string // room for the header's value
+	visit       *visit
+	wroteHeader bool
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -124,8 +121,9 @@ func (g *cacheGuard) forbidStoring() {
 	g.wroteHeader = true
 	header := g.Header()
 	if !saysNoStore(header["Cache-Control"]) {
-		g.cacheControl[0] = "private, no-store"
-		header["Cache-Control"] = g.cacheControl[:1:1]
+		value := &g.visit.cacheControl
+		value[0] = "private, no-store"
+		header["Cache-Control"] = value[:]
 	}
 	for _, name := range sharedCacheHeaders {
 		delete(header, name)

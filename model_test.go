@@ -314,11 +314,11 @@ func (m *model) request() {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if slices.Contains(former, m.issued[tok.jwt].key) {
+	if slices.Contains(former, m.issued[tok.jwt()].key) {
 		m.results["former key's"]++
 	}
 	// A token is one that the API issued for just this, and it has not expired.
-	made, ok := m.issued[tok.jwt]
+	made, ok := m.issued[tok.jwt()]
 	switch {
 	case !ok:
 		complain("the API never issued the token")

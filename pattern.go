@@ -185,6 +185,9 @@ func (p *pattern) match(path string) (id string, ok bool) {
 // matcher compares: folding more than that would mint a token for a path which
 // a path matcher in front (of forward_auth, say) had not matched.
 func cutPrefixFold(s, lower string) (string, bool) {
+	if rest, ok := strings.CutPrefix(s, lower); ok {
+		return rest, true
+	}
 	for lower != "" {
 		if s == "" {
 			return "", false

@@ -196,7 +196,7 @@ const (
 // get returns a token for a, cached or minted. ctx only bounds how long this
 // caller waits; a mint goes on for the others who wait for it.
 func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
-	var buf [512]byte
+	var buf [160]byte
 	key := a.appendKey(append(buf[:0], p.account.Load()[:]...))
 	now := time.Now()
 	cached := p.cache.get(key)
@@ -291,7 +291,7 @@ func (p *pool) elapsed(now time.Time) time.Duration { return now.Sub(p.started) 
 // renew mints in the background. Of ctx, only the span goes on.
 func (p *pool) renew(ctx context.Context, cached *token, a *ask, now time.Time) {
 	if cached.claimRenewal(p.elapsed(now)) {
-		p.fly(cached.key, a, errand{renewal: true, span: trace.SpanFromContext(ctx)})
+		p.fly(cached.key(), a, errand{renewal: true, span: trace.SpanFromContext(ctx)})
 	}
 }
 

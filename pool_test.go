@@ -238,7 +238,7 @@ func TestOneMintHoweverManyAskAtOnce(t *testing.T) {
 					t.Error(f)
 					return
 				}
-				jwts[i] = tok.jwt
+				jwts[i] = tok.jwt()
 				switch result {
 				case resultMinted:
 					minted.Add(1)
@@ -579,7 +579,7 @@ func TestRotatedKeyNeedsNoReload(t *testing.T) {
 		p.want("doc", resultHit) // nobody has noticed yet
 		p.want("cold", resultMinted)
 		p.wantMints(3)
-		if tok := p.want("doc", resultMinted); tok.key == old.key {
+		if tok := p.want("doc", resultMinted); tok.key() == old.key() {
 			t.Error("a token of the old key's account was used under the new key")
 		}
 
@@ -640,7 +640,7 @@ func TestWrongNewKeyTakesNoTokenAway(t *testing.T) {
 		write("pdf_live_right")
 		time.Sleep(refusalMemory)
 		p.want("cold", resultMinted)
-		if tok := p.want("kept", resultMinted); tok.key == kept.key {
+		if tok := p.want("kept", resultMinted); tok.key() == kept.key() {
 			t.Error("a token of the old key's account was used under the new key")
 		}
 	})
@@ -853,7 +853,7 @@ func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
 func TestFlightLooksAgain(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		published := p.want("doc", resultMinted)
-		landed, _, f := p.land(published.key[len(account{}):], testAsk("doc"), errand{})
+		landed, _, f := p.land(published.key()[len(account{}):], testAsk("doc"), errand{})
 		if f != nil || landed != published {
 			t.Errorf("got %v, %v", landed, f)
 		}

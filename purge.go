@@ -8,7 +8,7 @@ import (
 )
 
 // era counts purges: it is the time that purges know.
-type era uint64
+type era uint32
 
 // purgeMemory is how long a purge must be remembered: no mint that was under
 // way at the purge lasts longer.
@@ -17,7 +17,7 @@ const purgeMemory = 2 * maxTimeout
 // purgeLog remembers purges for as long as a mint can be under way, since what
 // such a mint brings has been purged as well.
 type purgeLog struct {
-	latest atomic.Uint64
+	latest atomic.Uint32
 
 	mu        sync.RWMutex
 	all       era            // the latest purge of everything
@@ -41,7 +41,7 @@ func (l *purgeLog) add(documentID string, now time.Time) {
 		}
 		l.documents[strings.ToLower(documentID)] = began
 	}
-	l.latest.Store(uint64(began))
+	l.latest.Store(uint32(began))
 }
 
 // cover reports whether the token has been purged since its minting began.
@@ -51,6 +51,6 @@ func (l *purgeLog) cover(t *token) bool {
 	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	document := strings.ToLower(documentOf(t.key[len(account{}):])) // the API may take ids as the same that differ in case
+	document := strings.ToLower(documentOf(t.key()[len(account{}):])) // the API may take ids as the same that differ in case
 	return t.era < max(l.all, l.documents[document], l.before[document])
 }

@@ -145,7 +145,7 @@ func writeSession(w http.ResponseWriter, r *http.Request, token *token) error {
 	body, err := json.Marshal(struct { //nolint:gosec // it is what the browser asked for
 		JWT string `json:"jwt"`
 		Exp int64  `json:"exp"`
-	}{token.jwt, token.exp})
+	}{token.jwt(), token.exp})
 	if err != nil {
 		return err
 	}

@@ -566,15 +566,15 @@ func TestRejectedTokenIsReplaced(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			withPool(t, nil, func(t *testing.T, p *poolTest) {
 				first := p.want("doc", resultMinted)
-				second, result, f := p.getAnother(t.Context(), testAsk("doc"), form(first.jwt))
-				if f != nil || result != resultMinted || second.jwt == first.jwt {
+				second, result, f := p.getAnother(t.Context(), testAsk("doc"), form(first.jwt()))
+				if f != nil || result != resultMinted || second.jwt() == first.jwt() {
 					t.Fatalf("%v, %s", f, result)
 				}
 				if p.want("doc", resultHit) != second {
 					t.Error("the new token did not replace the old one")
 				}
 				// Who comes late with the old one gets the new one.
-				if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), form(first.jwt)); f != nil || result != resultHit || tok != second {
+				if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), form(first.jwt())); f != nil || result != resultHit || tok != second {
 					t.Errorf("%v, %s", f, result)
 				}
 				p.wantMints(2)
@@ -588,14 +588,14 @@ func TestOnlyTheVeryTokenIsReplaced(t *testing.T) {
 		first := p.want("doc", resultMinted)
 		other := p.want("other", resultMinted)
 		for _, rejected := range []string{
-			"", "x", ".", other.jwt, unsigned(other.jwt), first.jwt + "x", first.jwt[:len(first.jwt)-1], unsigned(first.jwt) + ".", "." + first.jwt,
-			unsigned(unsigned(first.jwt)), strings.ToUpper(first.jwt), first.jwt + ", " + first.jwt,
+			"", "x", ".", other.jwt(), unsigned(other.jwt()), first.jwt() + "x", first.jwt()[:len(first.jwt())-1], unsigned(first.jwt()) + ".", "." + first.jwt(),
+			unsigned(unsigned(first.jwt())), strings.ToUpper(first.jwt()), first.jwt() + ", " + first.jwt(),
 		} {
 			if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), rejected); f != nil || result != resultHit || tok != first {
 				t.Errorf("%.40q: %v, %s", rejected, f, result)
 			}
 		}
-		if tok, result, f := p.getAnother(t.Context(), testAsk("cold"), first.jwt); f != nil || result != resultMinted || tok == first {
+		if tok, result, f := p.getAnother(t.Context(), testAsk("cold"), first.jwt()); f != nil || result != resultMinted || tok == first {
 			t.Errorf("%v, %s", f, result)
 		}
 		p.wantMints(3)
@@ -606,7 +606,7 @@ func TestRejectedTokensAreReplacedOnceInAWhile(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		current := p.want("doc", resultMinted)
 		reject := func() (result, *failure) {
-			tok, result, f := p.getAnother(t.Context(), testAsk("doc"), current.jwt)
+			tok, result, f := p.getAnother(t.Context(), testAsk("doc"), current.jwt())
 			if f == nil {
 				current = tok
 			}
@@ -631,7 +631,7 @@ func TestRejectedTokensAreReplacedOnceInAWhile(t *testing.T) {
 		p.wantMints(3)
 		// Another key is not concerned.
 		other := p.want("other", resultMinted)
-		if _, _, f := p.getAnother(t.Context(), testAsk("other"), other.jwt); f != nil {
+		if _, _, f := p.getAnother(t.Context(), testAsk("other"), other.jwt()); f != nil {
 			t.Error(f)
 		}
 	})
@@ -644,7 +644,7 @@ func TestManyBrowsersRejectAtOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 50 {
 			wg.Go(func() {
-				if tok, _, f := p.getAnother(t.Context(), testAsk("doc"), rejected.jwt); f != nil || tok == rejected {
+				if tok, _, f := p.getAnother(t.Context(), testAsk("doc"), rejected.jwt()); f != nil || tok == rejected {
 					t.Errorf("%v, the rejected one: %v", f, tok == rejected)
 				}
 			})
@@ -660,24 +660,24 @@ func TestManyBrowsersRejectAtOnce(t *testing.T) {
 func TestRejectedTokenOfAFormerKey(t *testing.T) {
 	withRotatedKey(t, func(t *testing.T, p *poolTest, first *token) {
 		p.api.set(failing(500))
-		if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f == nil || f.reason != reasonUnavailable {
+		if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f == nil || f.reason != reasonUnavailable {
 			t.Fatalf("%v, %s, %v", tok, result, f)
 		}
 		p.want("doc", resultStale)
 		time.Sleep(2 * time.Second)
-		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f == nil || f.reason != reasonTooSoon {
+		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f == nil || f.reason != reasonTooSoon {
 			t.Fatalf("%v", f)
 		}
 		p.api.set(nil)
 		time.Sleep(4 * time.Second)
-		second, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt)
+		second, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt())
 		if f != nil || second == first {
 			t.Fatalf("%v", f)
 		}
 		if p.want("doc", resultHit) != second {
 			t.Error("the new token is not used")
 		}
-		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), second.jwt); f == nil || f.reason != reasonTooSoon {
+		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), second.jwt()); f == nil || f.reason != reasonTooSoon {
 			t.Fatalf("%v", f)
 		}
 	})
@@ -689,7 +689,7 @@ func TestRejectedTokenStaysWhenNoOtherCanBeMinted(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		first := p.want("doc", resultMinted)
 		p.api.set(failing(500))
-		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f == nil || f.reason != reasonUnavailable {
+		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f == nil || f.reason != reasonUnavailable {
 			t.Fatalf("%v", f)
 		}
 		if p.want("doc", resultHit) != first {
@@ -697,11 +697,11 @@ func TestRejectedTokenStaysWhenNoOtherCanBeMinted(t *testing.T) {
 		}
 		p.api.set(nil)
 		time.Sleep(2 * time.Second)
-		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f == nil || f.reason != reasonTooSoon {
+		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f == nil || f.reason != reasonTooSoon {
 			t.Fatalf("%v", f)
 		}
 		time.Sleep(4 * time.Second)
-		if tok, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f != nil || tok == first {
+		if tok, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f != nil || tok == first {
 			t.Fatalf("%v", f)
 		}
 	})
@@ -715,7 +715,7 @@ func TestRejectionJoinsARenewal(t *testing.T) {
 		p.api.delay = time.Second
 		p.asked("doc", resultRenewing)
 		synctest.Wait()
-		tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt)
+		tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt())
 		if f != nil || result != resultShared || tok == first {
 			t.Fatalf("%v, %s", f, result)
 		}
@@ -729,10 +729,10 @@ func TestExpiredTokenIsNoRejection(t *testing.T) {
 		first := p.want("doc", resultMinted)
 		first.replaceAfter.Store(1 << 62)
 		time.Sleep(time.Hour)
-		if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f != nil || result != resultMinted || tok == first {
+		if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f != nil || result != resultMinted || tok == first {
 			t.Fatalf("%v, %s", f, result)
 		}
-		if _, _, f := p.land(first.key[len(account{}):], testAsk("doc"), errand{rejected: first}); f != nil {
+		if _, _, f := p.land(first.key()[len(account{}):], testAsk("doc"), errand{rejected: first}); f != nil {
 			t.Errorf("%v", f)
 		}
 	})
@@ -796,13 +796,13 @@ func TestRejectionOutlivesAFlightThatDoesNotKnow(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		first := p.want("doc", resultMinted)
 		release := make(chan struct{})
-		p.flights.DoChan(first.key[len(account{}):], func() (any, error) {
+		p.flights.DoChan(first.key()[len(account{}):], func() (any, error) {
 			<-release
 			return first, nil
 		})
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if tok, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt); f != nil || tok == first {
+			if tok, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f != nil || tok == first {
 				t.Errorf("%v, the rejected token: %t", f, tok == first)
 			}
 		})

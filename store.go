@@ -176,7 +176,7 @@ func (e errand) wants(t *token, a *ask, cached *token, now time.Time) bool {
 
 // avoids reports whether it is the token that a browser says was rejected.
 func (e errand) avoids(t *token) bool {
-	return e.rejected != nil && e.rejected.jwt == t.jwt || e.rejectedText != "" && t.is(e.rejectedText)
+	return e.rejected != nil && e.rejected.jwt() == t.jwt() || e.rejectedText != "" && t.is(e.rejectedText)
 }
 
 // storeName is everything that makes two tokens different.
@@ -238,7 +238,7 @@ func (l *lease) put(ctx context.Context, t *token, now time.Time) bool {
 		return false
 	}
 	entry, err := json.Marshal(storedToken{ //nolint:gosec // the store seals it
-		JWT:      t.jwt,
+		JWT:      t.jwt(),
 		Minted:   t.minted().UnixNano(),
 		AskedExp: time.Unix(t.exp, 0).Add(t.asked - t.life).Unix(),
 		Replaced: t.replaceAfter.Load() != 0,
@@ -246,7 +246,7 @@ func (l *lease) put(ctx context.Context, t *token, now time.Time) bool {
 	if err != nil {
 		return false // strings and numbers
 	}
-	name, lock := l.pool.storeName([]byte(t.key)), l.lock
+	name, lock := l.pool.storeName([]byte(t.key())), l.lock
 	if name != l.name {
 		lock = "" // minted with a key that has changed: the lock stands under the old name
 	}

@@ -180,7 +180,7 @@ func TestFleetMintsOnce(t *testing.T) {
 				}
 				mu.Lock()
 				defer mu.Unlock()
-				jwts[tok.jwt]++
+				jwts[tok.jwt()]++
 				results[result]++
 			})
 		}
@@ -618,7 +618,7 @@ func TestPurgeReachesWhatIsAboutToBeShared(t *testing.T) {
 		p.purge("doc")
 		wg.Go(func() { after, _, _ = p.get(t.Context(), testAsk("doc")) })
 		wg.Wait()
-		if before == nil || after == nil || before.jwt == after.jwt {
+		if before == nil || after == nil || before.jwt() == after.jwt() {
 			t.Error("a token whose minting began before the purge comes back")
 		}
 		p.wantMints(2)
@@ -632,15 +632,15 @@ func TestRejectedTokensDoNotComeBack(t *testing.T) {
 		first := p.want("doc", resultMinted)
 		time.Sleep(time.Minute)
 		store.fail(errors.New("a hiccup"))
-		second, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt)
+		second, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt())
 		if f != nil {
 			t.Fatal(f)
 		}
 		synctest.Wait()
 		store.fail(nil) // it still has the first
 		time.Sleep(time.Minute)
-		third, result, f := p.getAnother(t.Context(), testAsk("doc"), second.jwt)
-		if f != nil || result != resultMinted || third.is(first.jwt) || third.is(second.jwt) {
+		third, result, f := p.getAnother(t.Context(), testAsk("doc"), second.jwt())
+		if f != nil || result != resultMinted || third.is(first.jwt()) || third.is(second.jwt()) {
 			t.Errorf("%v, %s", f, result)
 		}
 	})
@@ -653,7 +653,7 @@ func TestReplacementsRestInTheWholeFleet(t *testing.T) {
 		first := fleet[0].want("doc", resultMinted)
 		fleet[1].want("doc", resultShared)
 		another := func(p *poolTest, rejected *token) (*token, *failure) {
-			tok, _, f := p.getAnother(t.Context(), testAsk("doc"), rejected.jwt)
+			tok, _, f := p.getAnother(t.Context(), testAsk("doc"), rejected.jwt())
 			synctest.Wait()
 			return tok, f
 		}
@@ -662,7 +662,7 @@ func TestReplacementsRestInTheWholeFleet(t *testing.T) {
 			t.Fatal(f)
 		}
 		time.Sleep(time.Second)
-		if tok, f := another(fleet[1], first); f != nil || tok.jwt != second.jwt {
+		if tok, f := another(fleet[1], first); f != nil || tok.jwt() != second.jwt() {
 			t.Errorf("got %v", f)
 		}
 		if _, f := another(fleet[1], second); f == nil || f.reason != reasonTooSoon {
@@ -673,7 +673,7 @@ func TestReplacementsRestInTheWholeFleet(t *testing.T) {
 		if f != nil {
 			t.Fatal(f)
 		}
-		if tok, f := another(fleet[0], second); f != nil || tok.jwt != third.jwt {
+		if tok, f := another(fleet[0], second); f != nil || tok.jwt() != third.jwt() {
 			t.Errorf("the first gateway: %v", f)
 		}
 		fleet[0].wantMints(3)
@@ -733,10 +733,10 @@ func TestRejectedTokenInAFleet(t *testing.T) {
 			}
 			return tok
 		}
-		second := replace(fleet[0], first.jwt, resultMinted)
+		second := replace(fleet[0], first.jwt(), resultMinted)
 		// The second gateway has the old one, the third none.
 		for _, p := range fleet[1:] {
-			if tok := replace(p, first.jwt, resultShared); tok.jwt != second.jwt {
+			if tok := replace(p, first.jwt(), resultShared); tok.jwt() != second.jwt() {
 				t.Error("another token than the one that was minted in its place")
 			}
 		}
@@ -750,21 +750,21 @@ func TestRejectedTokenThatOnlyTheStoreHas(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		first := fleet[0].want("doc", resultMinted)
 		store.wantCalls(t, "acquire put")
-		tok, result, f := fleet[1].getAnother(t.Context(), testAsk("doc"), first.jwt)
-		if f != nil || result != resultMinted || tok.is(first.jwt) {
+		tok, result, f := fleet[1].getAnother(t.Context(), testAsk("doc"), first.jwt())
+		if f != nil || result != resultMinted || tok.is(first.jwt()) {
 			t.Fatalf("%v, %s", f, result)
 		}
 		synctest.Wait()
 		store.wantCalls(t, "acquire acquire put")
 		// At most once in a while.
-		if _, _, f := fleet[1].getAnother(t.Context(), testAsk("doc"), tok.jwt); f == nil || f.reason != reasonTooSoon {
+		if _, _, f := fleet[1].getAnother(t.Context(), testAsk("doc"), tok.jwt()); f == nil || f.reason != reasonTooSoon {
 			t.Errorf("got %v", f)
 		}
 		// If no other can be minted, it is not handed out after all.
 		time.Sleep(time.Minute)
 		fleet[0].api.set(failing(500))
 		fleet[1].purge("")
-		if _, _, f := fleet[1].getAnother(t.Context(), testAsk("doc"), tok.jwt); f == nil || f.reason != reasonUnavailable {
+		if _, _, f := fleet[1].getAnother(t.Context(), testAsk("doc"), tok.jwt()); f == nil || f.reason != reasonUnavailable {
 			t.Errorf("got %v", f)
 		}
 	})
@@ -778,8 +778,8 @@ func TestRejectedTokenThatArrivesMeanwhile(t *testing.T) {
 		for range 20 {
 			wg.Go(func() { fleet[1].get(t.Context(), testAsk("doc")) })
 			wg.Go(func() {
-				tok, _, f := fleet[1].getAnother(t.Context(), testAsk("doc"), first.jwt)
-				if f == nil && tok.is(first.jwt) {
+				tok, _, f := fleet[1].getAnother(t.Context(), testAsk("doc"), first.jwt())
+				if f == nil && tok.is(first.jwt()) {
 					t.Error("the rejected token again")
 				}
 			})

@@ -3,7 +3,6 @@ package viewersession
 import (
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 )
 
@@ -27,11 +26,11 @@ func (c carrier) strip(r *http.Request) {
 		}
 		// CGI, WSGI and Rack apps see X_Viewer_Session, X.Viewer.Session
 		// and X-Viewer-Session as one and the same variable.
-		if c.header != "" && foldsToHeader(name, c.header) {
+		if len(name) == len(c.header) && foldsToHeader(name, c.header) && !visitOf(r).carriesHeader(name) {
 			delete(r.Header, name)
 		}
 	}
-	if c.cookie != "" {
+	if c.cookie != "" && mentionsCookie(r.Header, c.cookie) && !visitOf(r).carriesCookie(c.cookie) {
 		stripCookie(r.Header, c.cookie)
 	}
 	if len(connection) > 0 {
@@ -134,10 +133,10 @@ func (t *trailerStripper) Read(p []byte) (int, error) {
 // that are forwarded all the same, and most apps take the first of duplicates.
 // Text that is not ours stays as it is.
 func stripCookie(header http.Header, name string) {
-	lines := header["Cookie"]
-	if !slices.ContainsFunc(lines, func(line string) bool { return mentionsCookie(line, name) }) {
+	if !mentionsCookie(header, name) {
 		return
 	}
+	lines := header["Cookie"]
 	kept := make([]string, 0, len(lines))
 	for _, line := range lines {
 		pairs := strings.Split(line, ";")
@@ -158,10 +157,13 @@ func stripCookie(header http.Header, name string) {
 	header["Cookie"] = kept
 }
 
-func mentionsCookie(line, name string) bool {
-	for pair := range strings.SplitSeq(line, ";") {
-		if cutOurs(pair, name) != pair {
-			return true
+// mentionsCookie reports whether stripCookie would find something.
+func mentionsCookie(header http.Header, name string) bool {
+	for _, line := range header["Cookie"] {
+		for pair := range strings.SplitSeq(line, ";") {
+			if cutOurs(pair, name) != pair {
+				return true
+			}
 		}
 	}
 	return false

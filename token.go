@@ -35,13 +35,13 @@ const (
 // token is a minted session token with what decides on its use. But for the
 // atomics it never changes.
 type token struct {
-	key    string // the whole cache key; compared on every look-up
-	jwt    string
-	exp    int64         // Unix seconds; never handed out from then on
-	life   time.Duration // from minting to exp
-	asked  time.Duration // from minting to the exp that was asked for
-	spread float64       // this token's factor on the renewal point
-	era    era           // when its minting began, as purges count time
+	text     string // the key and the jwt, in one piece: there may be a million of them
+	keyBytes uint32
+	era      era           // when its minting began, as purges count time
+	exp      int64         // Unix seconds; never handed out from then on
+	life     time.Duration // from minting to exp
+	asked    time.Duration // from minting to the exp that was asked for
+	spread   float64       // this token's factor on the renewal point
 
 	// renewAfter is when the next renewal may start. One request moves it
 	// forward and becomes the one that renews. Like failedAt it counts
@@ -58,14 +58,19 @@ type token struct {
 
 func newToken(key, jwt string, exp, askedExp int64, now time.Time) *token {
 	return &token{
-		key:    key,
-		jwt:    jwt,
-		exp:    exp,
-		life:   time.Unix(exp, 0).Sub(now),
-		asked:  time.Unix(askedExp, 0).Sub(now),
-		spread: 1 + renewalSpread*(2*rand.Float64()-1),
+		text:     key + jwt,
+		keyBytes: uint32(len(key)), //nolint:gosec // request lines have limits
+		spread:   1 + renewalSpread*(2*rand.Float64()-1),
+		exp:      exp,
+		life:     time.Unix(exp, 0).Sub(now),
+		asked:    time.Unix(askedExp, 0).Sub(now),
 	}
 }
+
+// key is the whole cache key; it is compared on every look-up.
+func (t *token) key() string { return t.text[:t.keyBytes] }
+
+func (t *token) jwt() string { return t.text[t.keyBytes:] }
 
 // minted is when it was minted, by the clock of the gateway that did.
 func (t *token) minted() time.Time { return time.Unix(t.exp, 0).Add(-t.life) }
@@ -114,8 +119,8 @@ func (t *token) claimRenewal(elapsed time.Duration) bool {
 // is reports whether text is this token, with its signature or without: a
 // browser that names a rejected token can keep it out of access logs that way.
 func (t *token) is(text string) bool {
-	unsigned := t.jwt[:strings.LastIndexByte(t.jwt, '.')]
-	return text == t.jwt || text == unsigned
+	unsigned := t.jwt()[:strings.LastIndexByte(t.jwt(), '.')]
+	return text == t.jwt() || text == unsigned
 }
 
 // readToken checks what the API sent as a session token and returns when it

@@ -324,7 +324,7 @@ func TestNewTokensAreFreshHoweverShort(t *testing.T) {
 
 func TestTokenKnowsItsLife(t *testing.T) {
 	token := newToken("key", "jwt", testNow.Unix()+90, testNow.Unix()+120, testNow.Add(500*time.Millisecond))
-	if token.key != "key" || token.jwt != "jwt" || token.exp != testNow.Unix()+90 || token.life != 89500*time.Millisecond || token.asked != 119500*time.Millisecond {
+	if token.key() != "key" || token.jwt() != "jwt" || token.exp != testNow.Unix()+90 || token.life != 89500*time.Millisecond || token.asked != 119500*time.Millisecond {
 		t.Errorf("got %+v", token)
 	}
 }

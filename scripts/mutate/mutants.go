@@ -10,8 +10,8 @@ type mutant struct {
 
 var mutants = []mutant{
 	// Stripping
-	{"strip: not at all", "handler.go", "		h.carrier.strip(r)\n", "", false},
-	{"strip: only on viewer routes", "handler.go", "	if visited {\n		visit.notCarried(h.carrier).strip(r)\n	} else {\n		h.carrier.strip(r)\n	}\n", "	if r2, _ := h.match(r); r2 != nil {\n		h.carrier.strip(r)\n	}\n", false},
+	{"strip: not at all", "handler.go", "	h.carrier.strip(r)\n", "", false},
+	{"strip: only on viewer routes", "handler.go", "	h.carrier.strip(r)\n", "	if r2, _ := h.match(r); r2 != nil {\n		h.carrier.strip(r)\n	}\n", false},
 	{"strip: no header aliases", "strip.go", "	case !isAlphanumeric(c):\n		return '-'\n", "", false},
 	{"strip: only the usual header aliases", "strip.go", "	case !isAlphanumeric(c):\n		return '-'\n", "	case c == '_' || c == '.':\n		return '-'\n", false},
 	{"strip: header's case counts", "strip.go", "	case !isAlphanumeric(c):\n		return '-'\n	case c >= 'A' && c <= 'Z':\n		return c + 'a' - 'A'\n", "	case !isAlphanumeric(c):\n		return '-'\n", false},
@@ -26,7 +26,10 @@ var mutants = []mutant{
 	{"strip: cookie names are not folded", "strip.go", "	case c == '.' || c == ' ' || c == '[' || c == '+':\n		return '_'\n", "", false},
 	{"strip: cookie names are not decoded", "strip.go", "	if text[0] == '%' && len(text) > 2 {", "	if false {", false},
 	{"strip: cookie members stay", "strip.go", "	return c == '=' || c == '[' || c == ','", "	return c == '=' || c == ','", false},
-	{"strip: second instance removes the first's token", "handler.go", "		visit.notCarried(h.carrier).strip(r)\n", "		h.carrier.strip(r)\n", false},
+	{"strip: second instance removes the first's header", "strip.go", " && !visitOf(r).carriesHeader(name) {", " {", false},
+	{"strip: second instance removes the first's cookie", "strip.go", " && !visitOf(r).carriesCookie(c.cookie) {", " {", false},
+	{"strip: no header once another instance has put its token", "inject.go", "func(c *carrier) bool { return c.header == name })", "func(c *carrier) bool { return true })", false},
+	{"strip: no cookie once another instance has put its token", "inject.go", "func(c *carrier) bool { return c.cookie != \"\" && foldsToCookie(name, c.cookie) })", "func(c *carrier) bool { return true })", false},
 
 	// Matching
 	{"match: the rewritten path", "handler.go", "		u = original.URL\n", "		_ = original\n", false},
@@ -57,7 +60,7 @@ var mutants = []mutant{
 	{"resolve: reserved claims", "module.go", "	if why, ok := reservedClaims[strings.ToLower(name)]; ok {", "	if why, ok := reservedClaims[strings.ToLower(name)]; ok && false {", false},
 
 	// Cache and key
-	{"cache: keys are not compared", "cache.go", "	if t != nil && t.key == string(key) {", "	if t != nil {", false},
+	{"cache: keys are not compared", "cache.go", "	if t != nil && t.key() == string(key) {", "	if t != nil {", false},
 	{"cache: no length in front of fields", "ask.go", "	return append(binary.AppendUvarint(key, uint64(len(field))), field...)\n", "	return append(key, field...)\n", false},
 	{"cache: user left out of the key", "ask.go", "	key = appendField(key, a.userID)\n", "", false},
 	{"cache: document left out of the key", "ask.go", "	key = appendField(key, a.documentID) // first", "	key = appendField(key, \"\") // first", false},
@@ -71,16 +74,21 @@ var mutants = []mutant{
 	{"cache: rejected tokens are lost", "cache.go", "		c.recent.put(t, now)\n", "", false},
 	{"cache: one long key pushes out all rejected tokens", "cache.go", "	if t.cost() <= c.recent.maxBytes/recentShare {", "	if true {", false},
 	{"cache: rejected tokens without bound", "cache.go", "r.bytes > r.maxBytes || ", "", false},
-	{"cache: tokens cost nothing", "cache.go", "func (t *token) cost() int64 { return int64(len(t.key) + len(t.jwt) + tokenOverhead) }", "func (t *token) cost() int64 { return 1 }", false},
-	{"purge: mints under way are stored", "cache.go", "	if c.closed || c.purges.cover(t) {", "	if c.closed {", false},
+	{"cache: tokens cost nothing", "cache.go", "func (t *token) cost() int64 { return int64(len(t.text) + tokenOverhead) }", "func (t *token) cost() int64 { return 1 }", false},
+	{"purge: mints under way are stored", "cache.go", " || c.purges.cover(t) {", " {", false},
 	{"purge: later requests join mints under way", "pool.go", "				if minted.era < since && p.cache.purges.cover(minted) {", "				if since > minted.era+1<<40 {", false},
 	{"purge: a purged token is the fallback", "pool.go", "	if cached != nil && p.cache.purges.cover(cached) {", "	if false {", false},
-	{"purge: rejected tokens stay", "cache.go", "	purged := c.recent.purge(&c.purges)\n", "	purged := 0\n", false},
+	{"purge: rejected tokens stay", "cache.go", "	return c.recent.purge(&c.purges) + c.drop(", "	return c.drop(", false},
 	{"purge: every document is purged", "purge.go", "	return t.era < max(l.all, l.documents[document], l.before[document])\n", "	_ = document\n	return t.era < l.now()\n", false},
 	{"purge: forgotten too early", "purge.go", "	return t.era < max(l.all, l.documents[document], l.before[document])\n", "	return t.era < max(l.all, l.documents[document])\n", false},
 	{"purge: never forgotten", "purge.go", "	if l.documents == nil || now.After(l.until) {", "	if l.documents == nil {", false},
 	{"purge: a token's age is not kept", "pool.go", "	t.era = began\n", "	t.era = p.cache.purges.now()\n	_ = began\n", false},
 	{"purge: something follows", "admin.go", " && errors.Is(err5, io.EOF) {", " && err5 != errors.ErrUnsupported {", false},
+	{"cache: expired tokens stay", "cache.go", "			c.drop(func(t *token) bool { return t.freshness(now, 0) == expired })\n", "			_ = now\n", false},
+	{"cache: the sweep takes what has been replaced", "cache.go", "stored == t { // and not its successor", "stored != nil {", false},
+	{"cache: a token that has expired is stored", "cache.go", "	if c.closed || t.freshness(now, 0) == expired || ", "	if c.closed || ", false},
+	{"cache: the sweep outlives the cache", "cache.go", "		close(c.done)\n", "", false},
+	{"purge: it does not wait for those who store", "cache.go", "	c.storing.Lock()\n	c.purges.add(documentID, now)\n	c.storing.Unlock()\n", "	c.purges.add(documentID, now)\n", false},
 	{"cache: used while it closes", "cache.go", "	c.mu.RLock()\n	var t *token\n	if !c.closed {\n		t, _ = c.main.Get(maphash.Bytes(c.seed, key))\n	}\n	c.mu.RUnlock()\n", "	t, _ := c.main.Get(maphash.Bytes(c.seed, key))\n", true},
 	{"inject: more than one value", "inject.go", "		value[0] = jwt\n		r.Header[c.header] = value[:1:1]\n", "		r.Header[c.header] = append(value[:0], \"x\", jwt)\n", false},
 
@@ -95,7 +103,7 @@ var mutants = []mutant{
 	{"jwt: any number of parts", "token.go", "	if len(parts) != 3 {", "	if len(parts) < 2 {", false},
 	{"jwt: expired tokens are handed out", "token.go", "	if remaining <= 0 {\n		return expired\n	}\n", "", false},
 	{"jwt: min_remaining does not shrink", "token.go", "	if t.life < t.asked {", "	if false {", false},
-	{"jwt: no spread of renewals", "token.go", "		spread: 1 + renewalSpread*(2*rand.Float64()-1),\n", "		spread: 1 + 0*rand.Float64(),\n", false},
+	{"jwt: no spread of renewals", "token.go", "1 + renewalSpread*(2*rand.Float64()-1),", "1 + 0*rand.Float64(),", false},
 
 	// The API
 	{"dws: reply of any size", "dws.go", "	if len(reply) > maxReplyBytes {", "	if false {", false},
@@ -178,8 +186,8 @@ var mutants = []mutant{
 	{"backoff: memory without bound", "backoff.go", "	if len(b.remembered) >= maxRemembered {", "	if false {", false},
 
 	// Injecting
-	{"inject: the token stays on the request", "handler.go", "	defer visit.eject(r, h.carrier)\n", "", false},
-	{"inject: pages may be stored", "inject.go", "		header[\"Cache-Control\"] = g.cacheControl[:1:1]\n", "", false},
+	{"inject: the token stays on the request", "handler.go", "	defer visit.eject(r, &h.carrier)\n", "", false},
+	{"inject: pages may be stored", "inject.go", "		header[\"Cache-Control\"] = value[:]\n", "", false},
 	{"inject: the app's no-store is replaced", "inject.go", "	if !saysNoStore(header[\"Cache-Control\"]) {", "	if true {", false},
 	{"inject: conditional requests go on", "inject.go", "	delete(r.Header, \"If-None-Match\")\n	delete(r.Header, \"If-Modified-Since\")\n", "", false},
 	{"inject: our cookie stands last", "inject.go", "strings.Join(append([]string{ours}, r.Header[\"Cookie\"]...), \"; \")", "strings.Join(append(r.Header[\"Cookie\"], ours), \"; \")", false},
@@ -227,7 +235,7 @@ var mutants = []mutant{
 	{"store: a short token is thrown away", "store.go", "			if cached.freshness(now, 0) == expired && !e.avoids(t) {", "			if false {", false},
 	{"store: the lock ends before the mint", "store.go", "p.settings.timeout+lockMargin)", "p.settings.timeout/2)", false},
 	{"store: its errors show keys", "store.go", "	text := cleanDetail(fmt.Sprintf(\"%s: %v\", operation, err), p.credential().apiKey)", "	text := fmt.Sprintf(\"%s: %v\", operation, err)", false},
-	{"store: a rotated key's token under the old name", "store.go", "	name, lock := l.pool.storeName([]byte(t.key)), l.lock", "	name, lock := l.name, l.lock", false},
+	{"store: a rotated key's token under the old name", "store.go", "	name, lock := l.pool.storeName([]byte(t.key())), l.lock", "	name, lock := l.name, l.lock", false},
 	{"redis: anybody gives locks back", "redis/redis.go", "if redis.call('GET', KEYS[1]) == ARGV[1] then", "if true then", false},
 	{"redis: a put takes the lock from others", "redis/redis.go", "if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) == ARGV[3] then", "if true then", false},
 	{"redis: two get the lock", "redis/redis.go", "ARGV[2], 'NX', 'PX', ARGV[3])", "ARGV[2], 'PX', ARGV[3])", false},
