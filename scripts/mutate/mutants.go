@@ -76,7 +76,7 @@ var mutants = []mutant{
 	{"cache: rejected tokens without bound", "cache.go", "r.bytes > r.maxBytes || ", "", false},
 	{"cache: tokens cost nothing", "cache.go", "func (t *token) cost() int64 { return int64(len(t.text) + tokenOverhead) }", "func (t *token) cost() int64 { return 1 }", false},
 	{"purge: mints under way are stored", "cache.go", " || c.purges.cover(t) {", " {", false},
-	{"purge: later requests join mints under way", "pool.go", "				if minted.era < since && p.cache.purges.cover(minted) {", "				if since > minted.era+1<<40 {", false},
+	{"purge: later requests join mints under way", "pool.go", "				if minted.era < since && p.cache.purges.cover(minted) {", "				if since > minted.era+1<<30 {", false},
 	{"purge: a purged token is the fallback", "pool.go", "	if cached != nil && p.cache.purges.cover(cached) {", "	if false {", false},
 	{"purge: rejected tokens stay", "cache.go", "	return c.recent.purge(&c.purges) + c.drop(", "	return c.drop(", false},
 	{"purge: every document is purged", "purge.go", "	return t.era < max(l.all, l.documents[document], l.before[document])\n", "	_ = document\n	return t.era < l.now()\n", false},
