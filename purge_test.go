@@ -2,8 +2,10 @@ package viewersession
 
 import (
 	"fmt"
+	"hash/maphash"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -249,4 +251,32 @@ func TestPurgeThroughTheAdminAPI(t *testing.T) {
 		p.want("b", resultMinted)
 		p.wantMints(5)
 	})
+}
+
+// A token that is being stored, and has been looked at before the purge, is
+// purged as well.
+func TestPurgeWaitsForThoseWhoStore(t *testing.T) {
+	c := newTestCache(t, minCacheSize)
+	tok := cachedToken(string(new(account).cacheKey(string((&ask{documentID: "doc"}).appendKey(nil)))))
+	c.storing.RLock() // as put does
+	if c.purges.cover(tok) {
+		t.Fatal("it has been purged before")
+	}
+	done := make(chan int)
+	go func() { done <- c.purge("doc", time.Now()) }()
+	for c.storing.TryRLock() { // until the purge waits
+		c.storing.RUnlock()
+		select {
+		case <-done:
+			t.Fatal("the purge does not wait")
+		default:
+			runtime.Gosched()
+		}
+	}
+	c.main.Set(maphash.String(c.seed, tok.key()), tok, tok.cost())
+	c.main.Wait()
+	c.storing.RUnlock()
+	if n := <-done; n != 1 || c.get([]byte(tok.key())) != nil {
+		t.Errorf("%d tokens were purged", n)
+	}
 }
