@@ -19,7 +19,7 @@ func TestAllocationBudget(t *testing.T) {
 		"no viewer route": {"/assets/app.js", "", 0},
 		"header":          {"/documents/doc", "", 2},
 		"allow_store":     {"/documents/doc", "allow_store", 2},
-		"cookie":          {"/documents/doc", "request_cookie viewer_session", 9},
+		"cookie":          {"/documents/doc", "request_cookie viewer_session", 8},
 		"user":            {"/documents/doc", "user_id {http.auth.user.id}\nclaim team {http.auth.user.id}", 9},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -24,9 +24,12 @@ func (v *visit) inject(r *http.Request, c *carrier, jwt string) {
 	}
 	if c.cookie != "" {
 		stripCookie(r.Header, c.cookie) // there is one only if another instance put it there
-		// In front: some parsers give up at a malformed or the thousandth pair.
-		ours := c.cookie + "=" + jwt
-		r.Header["Cookie"] = []string{strings.Join(append([]string{ours}, r.Header["Cookie"]...), "; ")}
+		text := c.cookie + "=" + jwt
+		if others := r.Header["Cookie"]; len(others) > 0 {
+			// In front: some parsers give up at a malformed or the thousandth pair.
+			text += "; " + strings.Join(others, "; ")
+		}
+		r.Header["Cookie"] = []string{text}
 	}
 	v.carriers = append(v.carriers, c)
 }

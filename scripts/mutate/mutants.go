@@ -190,7 +190,7 @@ var mutants = []mutant{
 	{"inject: pages may be stored", "inject.go", "		header[\"Cache-Control\"] = value[:]\n", "", false},
 	{"inject: the app's no-store is replaced", "inject.go", "	if !saysNoStore(header[\"Cache-Control\"]) {", "	if true {", false},
 	{"inject: conditional requests go on", "inject.go", "	delete(r.Header, \"If-None-Match\")\n	delete(r.Header, \"If-Modified-Since\")\n", "", false},
-	{"inject: our cookie stands last", "inject.go", "strings.Join(append([]string{ours}, r.Header[\"Cookie\"]...), \"; \")", "strings.Join(append(r.Header[\"Cookie\"], ours), \"; \")", false},
+	{"inject: our cookie stands last", "inject.go", "			text += \"; \" + strings.Join(others, \"; \")\n", "			text = strings.Join(others, \"; \") + \"; \" + text\n", false},
 	{"inject: a page without a body may be stored", "inject.go", "		guard.forbidStoring() // for a handler that wrote nothing\n", "		_ = guard\n", false},
 	{"inject: shared caches of their own kind may store", "inject.go", "		delete(header, name)\n", "		_ = name\n", false},
 	{"inject: early hints count as the header", "inject.go", "	if !g.wroteHeader && (status >= 200 || status == http.StatusSwitchingProtocols) {", "	if !g.wroteHeader {", false},
