@@ -59,7 +59,7 @@ type token struct {
 func newToken(key, jwt string, exp, askedExp int64, now time.Time) *token {
 	return &token{
 		text:     key + jwt,
-		keyBytes: uint32(len(key)), //nolint:gosec // request lines have limits
+		keyBytes: uint32(len(key)), //nolint:gosec // request lines and headers have limits
 		spread:   1 + renewalSpread*(2*rand.Float64()-1),
 		exp:      exp,
 		life:     time.Unix(exp, 0).Sub(now),
