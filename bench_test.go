@@ -295,7 +295,7 @@ func BenchmarkMillionTokens(b *testing.B) {
 			defer close(collected)
 			for range 3 {
 				runtime.GC()
-				h.pool.cache.drop(func(t *token) bool { return t.exp == 0 }) // what the sweep does
+				h.pool.cache.drop(func(t *token) bool { return t.exp == 0 }, time.Now()) // what the sweep does
 			}
 		}()
 		took := make([]time.Duration, 0, 1_000_000)

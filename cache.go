@@ -30,7 +30,7 @@ const (
 	// takes a good part of each look-up.
 	lookUpsCounted = 512
 
-	// sweepInterval is how long expired tokens stay in ristretto.
+	// sweepInterval is how long expired tokens stay at most.
 	sweepInterval = time.Minute
 
 	// recentShare is the part of the cache that holds tokens which ristretto
@@ -55,14 +55,16 @@ type tokenCache struct {
 	// it is used while it closes, and requests outlive the config they began in.
 	mu     sync.RWMutex
 	closed bool
-	done   chan struct{} // closed with the cache
 	main   *ristretto.Cache[uint64, *token]
 	count  atomic.Int64 // of tokens in main
 
 	// storing is held for reading while a token is stored, and for writing
 	// while one is deleted that might have been replaced, or a purge begins.
-	// It is taken inside mu.
+	// mu is never taken while it is held.
 	storing sync.RWMutex
+
+	closing sync.Once
+	done    chan struct{} // closed before the cache is
 
 	rejected *atomic.Uint64 // counts tokens that ristretto turned away
 
@@ -146,7 +148,7 @@ func (c *tokenCache) put(t *token, now time.Time) {
 	}
 	c.rejected.Add(1)
 	if t.cost() <= c.recent.maxBytes/recentShare { // one must not push out all the others
-		c.recent.put(t, now)
+		c.recent.put(t)
 	}
 }
 
@@ -158,30 +160,40 @@ func (c *tokenCache) purge(documentID string, now time.Time) int {
 	c.storing.Lock()
 	c.purges.add(documentID, now)
 	c.storing.Unlock()
-	return c.recent.purge(&c.purges) + c.drop(c.purges.cover)
+	return c.drop(c.purges.cover, now)
 }
 
-// drop deletes the tokens in ristretto that are unwanted, and returns how many
-// there were.
-func (c *tokenCache) drop(unwanted func(*token) bool) (dropped int) {
+// drop deletes the tokens that are unwanted, and returns how many of them had
+// not expired. It gives up when the cache is about to close.
+func (c *tokenCache) drop(unwanted func(*token) bool, now time.Time) (dropped int) {
+	count := func(t *token) {
+		if t.freshness(now, 0) != expired {
+			dropped++
+		}
+	}
+	c.recent.drop(unwanted, count)
+
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if c.closed {
-		return 0
+		return dropped
 	}
 	var found []*token
 	c.main.IterValues(func(t *token) (stop bool) {
 		if unwanted(t) {
 			found = append(found, t)
 		}
-		return false
+		return c.isClosing()
 	})
 	for _, t := range found {
+		if c.isClosing() {
+			return dropped
+		}
 		hash := maphash.String(c.seed, t.key())
 		c.storing.Lock()
 		if stored, _ := c.main.Get(hash); stored == t { // and not its successor
 			c.main.Del(hash)
-			dropped++
+			count(t)
 		}
 		c.storing.Unlock()
 	}
@@ -197,7 +209,7 @@ func (c *tokenCache) sweepUntilClosed() {
 		select {
 		case <-ticker.C:
 			now := time.Now()
-			c.drop(func(t *token) bool { return t.freshness(now, 0) == expired })
+			c.drop(func(t *token) bool { return t.freshness(now, 0) == expired }, now)
 		case <-c.done:
 			return
 		}
@@ -216,14 +228,23 @@ func (c *tokenCache) size() (tokens, bytes int64) {
 	return tokens + int64(len(c.recent.tokens)), bytes + c.recent.bytes
 }
 
-// close ends the cache's goroutines. Later calls find nothing and store nothing.
+// close ends the cache's goroutines. Nothing is stored any more.
 func (c *tokenCache) close() {
+	c.closing.Do(func() { close(c.done) }) // so that nobody waits for a sweep
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.closed {
 		c.closed = true
-		close(c.done)
 		c.main.Close()
+	}
+}
+
+func (c *tokenCache) isClosing() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -253,29 +274,29 @@ func (r *recentTokens) get(key []byte) *token {
 	return nil
 }
 
-func (r *recentTokens) put(t *token, now time.Time) {
+func (r *recentTokens) put(t *token) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.removeLocked(r.tokens[t.key()])
 	r.tokens[t.key()] = r.order.PushBack(t)
 	r.bytes += t.cost()
-	for e := r.order.Front(); e != nil && (r.bytes > r.maxBytes || e.Value.(*token).exp <= now.Unix()); e = r.order.Front() {
+	for e := r.order.Front(); e != nil && r.bytes > r.maxBytes; e = r.order.Front() {
 		r.removeLocked(e)
 	}
 	r.count.Store(int64(len(r.tokens)))
 }
 
-func (r *recentTokens) purge(purges *purgeLog) (purged int) {
+// drop deletes the tokens that are unwanted, and tells of each.
+func (r *recentTokens) drop(unwanted func(*token) bool, dropped func(*token)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, e := range r.tokens {
-		if purges.cover(e.Value.(*token)) {
+		if t := e.Value.(*token); unwanted(t) {
 			r.removeLocked(e)
-			purged++
+			dropped(t)
 		}
 	}
 	r.count.Store(int64(len(r.tokens)))
-	return purged
 }
 
 func (r *recentTokens) remove(key string) {

@@ -164,7 +164,7 @@ func TestSweepLeavesTheSuccessor(t *testing.T) {
 	c.storing.RLock() // somebody stores a token
 	searching, dropped := make(chan struct{}), make(chan int)
 	go func() {
-		dropped <- c.drop(func(tok *token) bool { close(searching); return tok == old })
+		dropped <- c.drop(func(tok *token) bool { close(searching); return tok == old }, time.Now())
 	}()
 	<-searching
 	c.main.Set(maphash.String(c.seed, "key"), successor, successor.cost())
@@ -173,8 +173,49 @@ func TestSweepLeavesTheSuccessor(t *testing.T) {
 	if n := <-dropped; n != 0 || c.get([]byte("key")) != successor {
 		t.Errorf("%d were dropped, and %v is found", n, c.get([]byte("key")))
 	}
-	if n := c.drop(func(tok *token) bool { return tok == successor }); n != 1 || c.get([]byte("key")) != nil {
+	if n := c.drop(func(tok *token) bool { return tok == successor }, time.Now()); n != 1 || c.get([]byte("key")) != nil {
 		t.Errorf("%d were dropped, and %v is found", n, c.get([]byte("key")))
+	}
+}
+
+// Those that ristretto turned away are swept as well.
+func TestExpiredTokensThatWereTurnedAwayAreSwept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCache(t, DefaultCacheSize)
+		defer c.close()
+		now := time.Now()
+		for key, life := range map[string]time.Duration{"long": time.Hour, "short": time.Minute, "other": time.Minute} {
+			c.recent.put(newToken(key, "jwt", now.Add(life).Unix(), now.Add(life).Unix(), now))
+		}
+		time.Sleep(time.Minute + sweepInterval)
+		synctest.Wait()
+		if tokens, _ := c.size(); tokens != 1 || c.get([]byte("long")) == nil {
+			t.Errorf("%d tokens are left", tokens)
+		}
+	})
+}
+
+// A reload does not wait for a search through a million tokens, and neither do
+// the requests that come behind it.
+func TestClosingEndsASweep(t *testing.T) {
+	for step, want := range map[string]int{"search": 1, "delete": 100} {
+		c := newTestCache(t, DefaultCacheSize)
+		for i := range 100 {
+			c.put(cachedToken(fmt.Sprint("key", i)), time.Now())
+		}
+		var closed sync.WaitGroup
+		looked := 0
+		dropped := c.drop(func(*token) bool {
+			if looked++; looked == want {
+				closed.Go(c.close)
+				<-c.done
+			}
+			return true
+		}, time.Now())
+		if looked != want || dropped != 0 {
+			t.Errorf("closed during the %s: %d tokens were looked at, want %d, and %d dropped", step, looked, want, dropped)
+		}
+		closed.Wait()
 	}
 }
 
@@ -195,7 +236,7 @@ func TestSketchSize(t *testing.T) {
 func TestCacheMayBeUsedWhileItCloses(t *testing.T) {
 	for range 20 {
 		c := newTestCache(t, minCacheSize)
-		// Its policy hears of every look-up at once, and not of 64 together.
+		// Its policy hears of every look-up at once, and not of many together.
 		c.main.Close()
 		var err error
 		if c.main, err = ristretto.NewCache(&ristretto.Config[uint64, *token]{NumCounters: 1000, MaxCost: minCacheSize, BufferItems: 1}); err != nil {

@@ -382,7 +382,7 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *fa
 	if cached != e.rejected && cached.freshness(now, a.minRemaining) == fresh && !p.cache.purges.cover(cached) {
 		return cached, false, nil // published between the look-up and this flight
 	}
-	if cached == nil {
+	if cached.freshness(now, 0) == expired {
 		cached = p.formerToken(key)
 	}
 	lease := new(lease)

@@ -1015,6 +1015,30 @@ func withRotatedKey(t *testing.T, test func(t *testing.T, p *poolTest, old *toke
 	})
 }
 
+// The new key's own token has expired, and the API hangs: the first request
+// finds that out, and no other waits for the former key's token.
+func TestFormerTokenBehindAnExpiredOne(t *testing.T) {
+	withRotatedKey(t, func(t *testing.T, p *poolTest, old *token) {
+		p.api.set(func(mintRequest) (*http.Response, error) {
+			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(p.api.count(), time.Now().Unix()+90))), nil
+		})
+		p.want("doc", resultMinted)
+		time.Sleep(95 * time.Second) // it has not been swept
+		p.api.set(hanging)
+		for i := range 5 {
+			start := time.Now()
+			if p.want("doc", resultStale) != old {
+				t.Fatal("another token")
+			}
+			if waited := time.Since(start); waited != 0 && i > 0 {
+				t.Errorf("request %d waited %s", i, waited)
+			}
+			time.Sleep(2 * time.Second)
+		}
+		time.Sleep(DefaultTimeout) // renewals end
+	})
+}
+
 // The key was rotated and has proven itself, and then the API fails: whoever
 // has a valid token of the former key is served with it, and does not wait.
 func TestFormerKeysTokensOutliveAnOutage(t *testing.T) {

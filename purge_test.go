@@ -155,7 +155,7 @@ func TestPurgedTokenIsNoFallback(t *testing.T) {
 func TestPurgeReachesTokensTurnedAway(t *testing.T) {
 	c := newTestCache(t, minCacheSize)
 	key := longKey("doc", 0)
-	c.recent.put(cachedToken(key), time.Now())
+	c.recent.put(cachedToken(key))
 	if c.get([]byte(key)) == nil {
 		t.Fatal("the token is not there")
 	}
@@ -279,4 +279,26 @@ func TestPurgeWaitsForThoseWhoStore(t *testing.T) {
 	if n := <-done; n != 1 || c.get([]byte(tok.key())) != nil {
 		t.Errorf("%d tokens were purged", n)
 	}
+}
+
+// What nobody could have got any more does not count.
+func TestPurgeDoesNotCountExpiredTokens(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.set(func(mintRequest) (*http.Response, error) {
+			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(p.api.count(), time.Now().Unix()+90))), nil
+		})
+		p.want("doc", resultMinted)
+		time.Sleep(time.Minute)
+		p.want("other", resultMinted)
+		time.Sleep(40 * time.Second) // doc has expired, and has not been swept
+		if n, _ := p.cache.size(); n != 2 {
+			t.Fatalf("%d tokens are cached, want 2", n)
+		}
+		if n := p.purge(""); n != 1 {
+			t.Errorf("%d tokens were purged, want 1", n)
+		}
+		if n, _ := p.cache.size(); n != 0 {
+			t.Errorf("%d tokens are left", n)
+		}
+	})
 }

@@ -25,7 +25,8 @@ func (c carrier) strip(r *http.Request) {
 			connection = values
 		}
 		// CGI, WSGI and Rack apps see X_Viewer_Session, X.Viewer.Session
-		// and X-Viewer-Session as one and the same variable.
+		// and X-Viewer-Session as one and the same variable. Most names
+		// differ in length, which is seen here without a call.
 		if len(name) == len(c.header) && foldsToHeader(name, c.header) && !visitOf(r).carriesHeader(name) {
 			delete(r.Header, name)
 		}
