@@ -4,8 +4,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-
-	"go.uber.org/zap"
 )
 
 // What a request may allocate, which does not depend on the machine: the visit
@@ -23,26 +21,8 @@ func TestAllocationBudget(t *testing.T) {
 		"user":            {"/documents/doc", "user_id {http.auth.user.id}\nclaim team {http.auth.user.id}", 9},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h, err := parseTestHandler(strings.Replace(plainDirective, "}", test.options+"\n}", 1))
-			if err != nil {
-				t.Fatal(err)
-			}
-			settings, endpoint, err := h.poolSettings()
-			if err != nil {
-				t.Fatal(err)
-			}
-			settings.endpoint += "?" + t.Name()
-			settings.cacheSize = minCacheSize
-			h.logger = zap.NewNop()
-			h.tenant = newTenant(new(instantAPI), nil, h.logger, testKey)
-			if h.pool, err = joinPool(settings, endpoint, h.tenant); err != nil {
-				t.Fatal(err)
-			}
-			defer func() {
-				if err := h.pool.leave(h.tenant); err != nil {
-					t.Error(err)
-				}
-			}()
+			directive := strings.NewReplacer("1500MiB", "1MiB", "}", test.options+"\n}").Replace(plainDirective)
+			h := instantHandler(t, directive)
 			p := prepare(test.path, "ann")
 			serve := func() {
 				if err := h.ServeHTTP(p.w, p.r, nothing); err != nil {

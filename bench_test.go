@@ -38,23 +38,28 @@ func (api *instantAPI) RoundTrip(r *http.Request) (*http.Response, error) {
 	return respond(r, http.StatusCreated, `{"jwt":"`+jwt+`"}`), nil
 }
 
-func benchmarkHandler(b *testing.B, directive string) *Handler {
-	b.Helper()
+// instantHandler joins a pool of its own at an API that answers at once.
+func instantHandler(tb testing.TB, directive string) *Handler {
+	tb.Helper()
 	h, err := parseTestHandler(directive)
 	if err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
 	settings, endpoint, err := h.poolSettings()
 	if err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
-	settings.endpoint += "?" + b.Name()
+	settings.endpoint += "?" + tb.Name()
 	h.logger = zap.NewNop()
 	h.tenant = newTenant(new(instantAPI), nil, h.logger, testKey)
 	if h.pool, err = joinPool(settings, endpoint, h.tenant); err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
-	b.Cleanup(func() { h.pool.leave(h.tenant) })
+	tb.Cleanup(func() {
+		if err := h.pool.leave(h.tenant); err != nil {
+			tb.Error(err)
+		}
+	})
 	return h
 }
 
@@ -128,22 +133,19 @@ func serve(b *testing.B, h *Handler, requests int, path func(i int) string, head
 	b.ReportAllocs()
 	b.ResetTimer()
 	for done := 0; done < b.N; {
-		n := min(round, requests, b.N-done)
 		first := done % requests
-		if first+n > requests {
-			n = requests - first
-		}
+		batch := prepared[first:min(first+round, first+b.N-done, requests)]
 		start := time.Now()
-		for _, p := range prepared[first : first+n] {
+		for _, p := range batch {
 			if err := h.ServeHTTP(p.w, p.r, nothing); err != nil {
 				b.Fatal(err)
 			}
 		}
 		took += time.Since(start)
-		for _, p := range prepared[first : first+n] {
+		for _, p := range batch {
 			p.again()
 		}
-		done += n
+		done += len(batch)
 	}
 	b.ReportMetric(float64(took.Nanoseconds())/float64(b.N), "ns/op")
 }
@@ -170,7 +172,7 @@ const plainDirective = `viewer_session {
 func BenchmarkNoViewerRoute(b *testing.B) {
 	for name, headers := range map[string][]string{"browser": nil, "script": scriptHeaders} {
 		b.Run(name, func(b *testing.B) {
-			h := benchmarkHandler(b, plainDirective)
+			h := instantHandler(b, plainDirective)
 			serve(b, h, 100, func(int) string { return "/assets/app.js" }, headers...)
 		})
 	}
@@ -193,7 +195,7 @@ func BenchmarkHit(b *testing.B) {
 		{"user", "user_id {http.auth.user.id}\nclaim team {http.auth.user.id}", 100, nil},
 	} {
 		b.Run(fmt.Sprintf("%s/tokens=%d", variant.name, variant.tokens), func(b *testing.B) {
-			h := benchmarkHandler(b, strings.Replace(plainDirective, "}", variant.options+"\n}", 1))
+			h := instantHandler(b, strings.Replace(plainDirective, "}", variant.options+"\n}", 1))
 			fill(b, h, variant.tokens, "ann")
 			requests := min(variant.tokens, 10_000)
 			serve(b, h, requests, func(i int) string { return documentPath(i * (variant.tokens / requests)) }, variant.headers...)
@@ -209,7 +211,7 @@ func BenchmarkHit(b *testing.B) {
 func BenchmarkHitParallel(b *testing.B) {
 	for _, tokens := range []int{1, 100} {
 		b.Run(fmt.Sprintf("tokens=%d", tokens), func(b *testing.B) {
-			h := benchmarkHandler(b, plainDirective)
+			h := instantHandler(b, plainDirective)
 			fill(b, h, tokens, "ann")
 			b.ReportAllocs()
 			b.ResetTimer()
@@ -234,7 +236,7 @@ func BenchmarkHitParallel(b *testing.B) {
 // A token that is due: the request uses it and starts the renewal, which then
 // runs beside the measurement.
 func BenchmarkRenewing(b *testing.B) {
-	h := benchmarkHandler(b, plainDirective)
+	h := instantHandler(b, plainDirective)
 	fill(b, h, 1, "")
 	key := h.pool.account.Load().cacheKey(string(h.askFor("doc-0").appendKey(nil)))
 	p := prepare(documentPath(0), "ann")
@@ -253,7 +255,7 @@ func BenchmarkRenewing(b *testing.B) {
 
 // A new document each time, with an API that answers at once.
 func BenchmarkMiss(b *testing.B) {
-	h := benchmarkHandler(b, plainDirective)
+	h := instantHandler(b, plainDirective)
 	b.ReportAllocs()
 	for i := range b.N {
 		w, r := caddyRequest("/documents/cold-"+strconv.Itoa(i), "") // a tenth of it all
@@ -276,7 +278,7 @@ func BenchmarkMillionTokens(b *testing.B) {
 			return float64(stats.HeapAlloc)
 		}
 		before := heap()
-		h := benchmarkHandler(b, plainDirective)
+		h := instantHandler(b, plainDirective)
 		fill(b, h, tokens, "")
 		cached, _ := h.pool.cache.size()
 		if cached != tokens {

@@ -199,13 +199,7 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	var buf [160]byte
 	key := a.appendKey(append(buf[:0], p.account.Load()[:]...))
 	now := time.Now()
-	cached := p.cache.get(key)
-	state := cached.freshness(now, a.minRemaining)
-	if state == expired {
-		if former := p.formerToken(key); former != nil {
-			cached, state = former, short
-		}
-	}
+	cached, state := p.lookUp(key, a.minRemaining, now)
 	switch state {
 	case expired: // or none
 	case fresh:
@@ -240,30 +234,29 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	}
 }
 
-// formerToken returns a valid token of an account that was used before, or nil.
-func (p *pool) formerToken(key []byte) *token {
-	former := p.formerAccounts.Load()
-	if former == nil {
-		return nil
+// lookUp returns the cached token and what it is good for; nil and expired if
+// there is none that is valid. One of an account that was used before only does
+// where none can be minted.
+func (p *pool) lookUp(key []byte, minRemaining time.Duration, now time.Time) (*token, freshness) {
+	t := p.cache.get(key)
+	if state := t.freshness(now, minRemaining); state != expired {
+		return t, state
 	}
-	now := time.Now()
-	for _, account := range *former {
-		if t := p.cache.get(account.cacheKey(string(key[len(account):]))); t.freshness(now, 0) != expired {
-			return t
+	if former := p.formerAccounts.Load(); former != nil {
+		for _, account := range *former {
+			if t := p.cache.get(account.cacheKey(string(key[len(account):]))); t.freshness(now, 0) != expired {
+				return t, short
+			}
 		}
 	}
-	return nil
+	return nil, expired
 }
 
 // getAnother is get for a browser whose token was rejected. If that very token
 // is still the cached one, it is replaced.
 func (p *pool) getAnother(ctx context.Context, a *ask, rejected string) (*token, result, *failure) {
 	key := p.account.Load().cacheKey(string(a.appendKey(nil)))
-	now := time.Now()
-	cached := p.cache.get(key)
-	if cached.freshness(now, 0) == expired {
-		cached = p.formerToken(key)
-	}
+	cached, _ := p.lookUp(key, a.minRemaining, time.Now())
 	switch {
 	case cached == nil:
 		// The shared store may have it.
@@ -378,12 +371,9 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *fa
 	}()
 	began := p.cache.purges.now()
 	key, now := p.account.Load().cacheKey(name), time.Now()
-	cached := p.cache.get(key)
-	if cached != e.rejected && cached.freshness(now, a.minRemaining) == fresh && !p.cache.purges.cover(cached) {
+	cached, state := p.lookUp(key, a.minRemaining, now)
+	if state == fresh && cached != e.rejected && !p.cache.purges.cover(cached) {
 		return cached, false, nil // published between the look-up and this flight
-	}
-	if cached.freshness(now, 0) == expired {
-		cached = p.formerToken(key)
 	}
 	lease := new(lease)
 	if !p.backoff.remembers(name, now) {

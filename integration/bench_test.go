@@ -63,12 +63,7 @@ func newBenchGateway(b *testing.B) *benchGateway {
 		"constant": "request_header X-Viewer-Session " + strings.Repeat("x", 380),
 		"viewer":   "viewer_session {\n\tdocument_path /documents/:id\n\tmint_rate off\n\tendpoint " + api.URL + "/viewer/sessions\n}",
 	} {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			b.Fatal(err)
-		}
-		g.sites[name] = listener.Addr().String()
-		listener.Close()
+		g.sites[name] = freeAddress(b)
 		fmt.Fprintf(&config, "http://%s {\n%s\nreverse_proxy %s\n}\n", g.sites[name], directive, app.Listener.Addr())
 	}
 	file := filepath.Join(b.TempDir(), "Caddyfile")
@@ -90,17 +85,13 @@ func newBenchGateway(b *testing.B) *benchGateway {
 		_ = cmd.Wait()
 	})
 	for _, address := range g.sites {
-		for deadline := time.Now().Add(20 * time.Second); ; {
+		waitFor(b, "the gateway does not start", func() bool {
 			conn, err := net.Dial("tcp", address)
 			if err == nil {
 				conn.Close()
-				break
 			}
-			if time.Now().After(deadline) {
-				b.Fatal(err)
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
+			return err == nil
+		})
 	}
 	return g
 }

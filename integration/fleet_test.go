@@ -51,7 +51,7 @@ type fleet struct {
 	env      []string
 	gateways []*gateway
 	client   *http.Client
-	round    int // of traffic, each of which has documents of its own
+	round    int // each has documents of its own
 }
 
 // gateway is one process.
@@ -448,25 +448,18 @@ func TestFleetWithoutItsStore(t *testing.T) {
 // has failed alone for some seconds.
 func (f *fleet) wantShared() {
 	f.t.Helper()
-	f.round++
-	deadline := time.Now().Add(30 * time.Second)
-	for i := 0; ; i++ {
+	waitFor(f.t, "the gateways do not share tokens again", func() bool {
+		f.round++
 		seen := make(map[string]bool)
 		for _, g := range f.gateways {
-			token, err := f.token(g, fmt.Sprint("shared-", f.round, "-", i))
+			token, err := f.token(g, fmt.Sprint("shared-", f.round))
 			if err != nil {
 				f.t.Fatal(err)
 			}
 			seen[token] = true
 		}
-		if len(seen) == 1 {
-			return
-		}
-		if time.Now().After(deadline) {
-			f.t.Fatal("the gateways do not share tokens again")
-		}
-		time.Sleep(20 * time.Millisecond) // until each has looked whether the store is back
-	}
+		return len(seen) == 1
+	})
 }
 
 // A failover costs some seconds of sharing, and no request.
@@ -475,14 +468,10 @@ func TestFleetWithSentinel(t *testing.T) {
 	host, port, _ := strings.Cut(primary.Address, ":")
 	replica := redistest.Start(t, append([]string{"--replicaof", host + " " + port}, fleetUser...)...)
 	sentinel := redistest.StartSentinel(t, primary)
-	deadline := time.Now().Add(30 * time.Second)
-	for !strings.Contains(replica.Must("INFO", "replication"), "master_link_status:up") ||
-		!strings.Contains(sentinel.Must("SENTINEL", "REPLICAS", "mymaster"), replica.Address) {
-		if time.Now().After(deadline) {
-			t.Fatal("the replica does not come up")
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	waitFor(t, "the replica does not come up", func() bool {
+		return strings.Contains(replica.Must("INFO", "replication"), "master_link_status:up") &&
+			strings.Contains(sentinel.Must("SENTINEL", "REPLICAS", "mymaster"), replica.Address)
+	})
 	f := newFleet(t, 3, sentinel.Address, func(caddyfile string) string {
 		return strings.Replace(caddyfile, "username gateway", "master_name mymaster\n\t\t\tusername gateway", 1)
 	})

@@ -630,8 +630,8 @@ var freePorts atomic.Int32
 
 func init() { freePorts.Store(int32(10_000 + os.Getpid()*50%20_000)) } //nolint:gosec // small
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
+func freeAddress(tb testing.TB) string {
+	tb.Helper()
 	for range 1000 {
 		address := fmt.Sprintf("127.0.0.1:%d", 10_000+freePorts.Add(1)%20_000)
 		if ln, err := net.Listen("tcp", address); err == nil {
@@ -639,6 +639,21 @@ func freeAddress(t *testing.T) string {
 			return address
 		}
 	}
-	t.Fatal("no port is free")
+	tb.Fatal("no port is free")
 	return ""
+}
+
+// waitFor waits for something that another process does without telling.
+func waitFor(tb testing.TB, what string, done func() bool) {
+	tb.Helper()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			tb.Fatalf("in 30 seconds, %s", what)
+		}
+	}
 }
