@@ -4,6 +4,8 @@ package integration
 
 import (
 	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -29,7 +31,10 @@ import (
 // The benchmarks run a whole Caddy in a process of its own, with the API's
 // stand-in, the app and the clients in this one.
 
-const apiDelay = 50 * time.Millisecond
+const (
+	apiDelay   = 50 * time.Millisecond
+	tokenBytes = 900
+)
 
 // benchGateway is a Caddy with one site for each thing to compare.
 type benchGateway struct {
@@ -44,27 +49,31 @@ func newBenchGateway(b *testing.B) *benchGateway {
 	b.Helper()
 	g := &benchGateway{B: b, sites: make(map[string]string)}
 	g.api = emulator.New(emulator.Options{APIKey: testKey, Fault: emulator.Fault{Delay: caddy.Duration(apiDelay)}})
-	api := httptest.NewServer(g.api)
-	b.Cleanup(func() { g.api.Close(); api.Close() })
-	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/slow/") {
-			time.Sleep(apiDelay) // as the API does
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// The stand-in's tokens have 331 bytes. Another claim makes them longer.
+		claim := `{"padding":"` + strings.Repeat("x", (tokenBytes-331)*3/4-13) + `",`
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(err)
 		}
-		w.Header()["Content-Type"] = []string{"text/html"}
-		io.WriteString(w, "<!doctype html><title>a page</title>")
+		r.Body = io.NopCloser(strings.NewReader(strings.Replace(string(body), "{", claim, 1)))
+		g.api.ServeHTTP(w, r)
 	}))
-	b.Cleanup(app.Close)
+	b.Cleanup(func() { g.api.Close(); api.Close() })
+	app := startBareApp(b)
 
 	var config strings.Builder
 	config.WriteString("{\n\tadmin off\n\tpersist_config off\n\tauto_https off\n\tdefault_bind 127.0.0.1\n}\n")
 	for name, directive := range map[string]string{
 		"plain": "",
-		// As long as the stand-in's token, with as many header operations.
-		"constant": "request_header X-Viewer-Session " + strings.Repeat("x", 380),
+		// As long as the token, with as many header operations.
+		"constant": "request_header X-Viewer-Session " + strings.Repeat("x", tokenBytes),
 		"viewer":   "viewer_session {\n\tdocument_path /documents/:id\n\tmint_rate off\n\tendpoint " + api.URL + "/viewer/sessions\n}",
 	} {
 		g.sites[name] = freeAddress(b)
-		fmt.Fprintf(&config, "http://%s {\n%s\nreverse_proxy %s\n}\n", g.sites[name], directive, app.Listener.Addr())
+		// As many connections as there are clients: with the default of 32, a
+		// burst opens new ones at each site.
+		fmt.Fprintf(&config, "http://%s {\n%s\nreverse_proxy %s {\ntransport http {\nkeepalive_idle_conns_per_host 256\n}\n}\n}\n", g.sites[name], directive, app)
 	}
 	file := filepath.Join(b.TempDir(), "Caddyfile")
 	if err := os.WriteFile(file, []byte(config.String()), 0o600); err != nil {
@@ -119,10 +128,53 @@ func (g *benchGateway) cpu() time.Duration {
 	return sum
 }
 
-// client is one connection that is kept.
+// startBareApp answers every GET with the same page, and takes as little of the
+// processor, which it shares with the gateway, as an app can. It returns its address.
+func startBareApp(b *testing.B) net.Addr {
+	b.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { listener.Close() })
+	const page = "<!doctype html><title>a page</title>"
+	answer := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s", len(page), page)
+	serve := func(conn net.Conn) {
+		defer conn.Close() // the gateway ends it
+		for r := bufio.NewReader(conn); ; {
+			line, err := r.ReadSlice('\n')
+			slow := bytes.HasPrefix(line, []byte("GET /slow/"))
+			for err == nil && len(line) > len("\r\n") {
+				line, err = r.ReadSlice('\n')
+			}
+			if err != nil {
+				return
+			}
+			if slow {
+				time.Sleep(apiDelay) // as the API does
+			}
+			if _, err := conn.Write(answer); err != nil {
+				return
+			}
+		}
+	}
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return // closed
+			}
+			go serve(conn)
+		}
+	}()
+	return listener.Addr()
+}
+
+// client is one connection that is kept. It takes little of the processor, too.
 type client struct {
-	conn net.Conn
-	r    *bufio.Reader
+	conn    net.Conn
+	r       *bufio.Reader
+	request []byte
 }
 
 func (g *benchGateway) dial(site string) *client {
@@ -132,25 +184,36 @@ func (g *benchGateway) dial(site string) *client {
 		g.Fatal(err)
 	}
 	g.Cleanup(func() { conn.Close() })
-	return &client{conn, bufio.NewReader(conn)}
+	return &client{conn: conn, r: bufio.NewReader(conn)}
 }
 
 func (c *client) get(site, path string) error {
-	if _, err := fmt.Fprintf(c.conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: Mozilla/5.0\r\nAccept: text/html\r\nAccept-Language: en\r\nCookie: session=0123456789abcdef\r\n\r\n", path, site); err != nil {
+	c.request = fmt.Appendf(c.request[:0], "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: Mozilla/5.0\r\nAccept: text/html\r\nAccept-Language: en\r\nCookie: session=0123456789abcdef\r\n\r\n", path, site)
+	if _, err := c.conn.Write(c.request); err != nil {
 		return err
 	}
-	resp, err := http.ReadResponse(c.r, nil)
+	line, err := c.r.ReadSlice('\n')
+	if err == nil && !bytes.HasPrefix(line, []byte("HTTP/1.1 200 ")) {
+		return fmt.Errorf("not the page: %s", line)
+	}
+	var length int
+	for err == nil && len(line) > len("\r\n") {
+		if value, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
+			length, err = strconv.Atoi(string(bytes.TrimSpace(value)))
+			if err != nil {
+				return err
+			}
+		}
+		line, err = c.r.ReadSlice('\n')
+	}
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return err
+	if length == 0 {
+		return errors.New("no page")
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("status %d", resp.StatusCode)
-	}
-	return nil
+	_, err = c.r.Discard(length)
+	return err
 }
 
 // BenchmarkGateway compares a cached request with one of plain Caddy, and with
