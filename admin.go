@@ -127,8 +127,8 @@ func (p *pool) status(now time.Time) poolStatus {
 		CacheRejected: p.counters.cacheRejected.Load(),
 		Store:         p.storeStatus(),
 	}
-	for i, r := range results {
-		s.Requests[string(r)] = p.counters.requests[i].Load()
+	for r := resultHit; r <= resultError; r++ {
+		s.Requests[r.String()] = p.counters.requests[r].Load()
 	}
 	for i, o := range outcomes {
 		s.Mints[string(o)] = p.counters.mints[i].Load()

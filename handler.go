@@ -181,10 +181,9 @@ type visit struct {
 	carriers []*carrier // of what has been injected and not been taken off yet
 
 	// Room for what a request usually needs, so that it is allocated at once.
-	first        [1]*carrier
-	header       [1]string // the header's value; never shared with the cache
-	guard        cacheGuard
-	cacheControl [1]string
+	first  [1]*carrier
+	header [1]string // the header's value; never shared with the cache
+	guard  cacheGuard
 }
 
 // visitKey is where the visit lies in the request's variables. Clients cannot
@@ -192,7 +191,7 @@ type visit struct {
 const visitKey = "http.handlers.viewer_session"
 
 // String keeps {http.vars.*} from printing what is inside.
-func (v *visit) String() string { return string(v.result) }
+func (v *visit) String() string { return v.result.String() }
 
 // visitOf returns the request's visit, or nil if it has not begun.
 func visitOf(r *http.Request) *visit {
@@ -230,7 +229,7 @@ func (v *visit) set(result result, t *token, f *failure) {
 // bypass records that there is no token by rule. What another instance, or the
 // route whose error is being handled, has recorded says more.
 func (v *visit) bypass() {
-	if v.result == "" {
+	if v.result == resultNone {
 		v.result = resultBypass
 	}
 }
@@ -239,7 +238,7 @@ func (v *visit) bypass() {
 // when the entry is written.
 func (v *visit) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddString("document_id", v.documentID)
-	enc.AddString("result", string(v.result))
+	enc.AddString("result", v.result.String())
 	if v.expiresAt != 0 {
 		enc.AddInt64("expires_at", v.expiresAt)
 	}
@@ -255,7 +254,7 @@ func (v *visit) placeholder(key string) (any, bool) {
 	case "http.viewer_session.document_id":
 		return v.documentID, true
 	case "http.viewer_session.result":
-		return string(v.result), true
+		return v.result.String(), true
 	case "http.viewer_session.expires_at":
 		if v.expiresAt == 0 {
 			return "", true

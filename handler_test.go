@@ -89,7 +89,7 @@ func TestTokenReachesTheApp(t *testing.T) {
 			t.Fatalf("request %d: the app saw %q", i, got)
 		}
 		jwts = append(jwts, next.header.Get(DefaultRequestHeader))
-		if got := placeholder(r, "result"); got != string(want) {
+		if got := placeholder(r, "result"); got != want.String() {
 			t.Errorf("request %d: result %s, want %s", i, got, want)
 		}
 		if placeholder(r, "document_id") != "doc1" || len(placeholder(r, "expires_at")) != 10 || placeholder(r, "error") != "" {
@@ -253,7 +253,7 @@ func TestStatuses(t *testing.T) {
 				if got := placeholder(r, "error"); got != string(tc.reason) {
 					t.Errorf("{http.viewer_session.error} is %q, want %q", got, tc.reason)
 				}
-				if got := placeholder(r, "result"); got != string(resultError) {
+				if got := placeholder(r, "result"); got != resultError.String() {
 					t.Errorf("{http.viewer_session.result} is %q", got)
 				}
 				if onError == "pass" {

@@ -34,7 +34,8 @@ func (v *visit) inject(r *http.Request, c *carrier, jwt string) {
 	v.carriers = append(v.carriers, c)
 }
 
-// eject takes the token off the request again.
+// eject takes the token off the request again. Instances end in the reverse
+// order of that in which they began.
 func (v *visit) eject(r *http.Request, c *carrier) {
 	if c.header != "" {
 		delete(r.Header, c.header)
@@ -42,9 +43,7 @@ func (v *visit) eject(r *http.Request, c *carrier) {
 	if c.cookie != "" {
 		stripCookie(r.Header, c.cookie)
 	}
-	if i := slices.Index(v.carriers, c); i >= 0 {
-		v.carriers = slices.Delete(v.carriers, i, i+1)
-	}
+	v.carriers = v.carriers[:len(v.carriers)-1]
 }
 
 // carriesHeader reports whether an instance of the handler has put a token on
@@ -72,7 +71,7 @@ func (h *Handler) serveUncached(w http.ResponseWriter, r *http.Request, next cad
 	if guard.ResponseWriter != nil {
 		guard = new(cacheGuard) // the usual place is taken
 	}
-	guard.ResponseWriter, guard.visit = w, visit
+	guard.ResponseWriter = w
 	err := next.ServeHTTP(guard, r)
 	if err == nil {
 		guard.forbidStoring() // for a handler that wrote nothing
@@ -84,8 +83,8 @@ func (h *Handler) serveUncached(w http.ResponseWriter, r *http.Request, next cad
 // written. It buffers nothing.
 type cacheGuard struct {
 	caddyhttp.ResponseWriterWrapper
-	visit       *visit
-	wroteHeader bool
+	cacheControl [1]string // room for the header's value
+	wroteHeader  bool
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -124,9 +123,8 @@ func (g *cacheGuard) forbidStoring() {
 	g.wroteHeader = true
 	header := g.Header()
 	if !saysNoStore(header["Cache-Control"]) {
-		value := &g.visit.cacheControl
-		value[0] = "private, no-store"
-		header["Cache-Control"] = value[:]
+		g.cacheControl[0] = "private, no-store"
+		header["Cache-Control"] = g.cacheControl[:]
 	}
 	for _, name := range sharedCacheHeaders {
 		delete(header, name)

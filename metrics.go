@@ -11,12 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// results and outcomes are the values of the metrics' labels; their places are
-// those in counters.
-var (
-	results  = [...]result{resultHit, resultRenewing, resultMinted, resultShared, resultStale, resultBypass, resultError}
-	outcomes = [...]outcome{outcomeOK, outcome(reasonKeyRefused), outcome(reasonRejected), outcome(reasonThrottled), outcome(reasonUnavailable), outcome(reasonTimeout), outcome(reasonInvalidReply)}
-)
+// outcomes are the values of the metrics' label; their places are those in counters.
+var outcomes = [...]outcome{outcomeOK, outcome(reasonKeyRefused), outcome(reasonRejected), outcome(reasonThrottled), outcome(reasonUnavailable), outcome(reasonTimeout), outcome(reasonInvalidReply)}
 
 // outcome says how one request to the API ended: outcomeOK, or a reason.
 type outcome string
@@ -26,7 +22,7 @@ const outcomeOK outcome = "ok"
 // counters is what a pool counts. It is the source of the metrics and of the
 // admin API.
 type counters struct {
-	requests      [len(results)]atomic.Uint64
+	requests      [len(results)]atomic.Uint64 // by result
 	mints         [len(outcomes)]atomic.Uint64
 	rateLimited   atomic.Uint64
 	cacheRejected atomic.Uint64
@@ -35,15 +31,7 @@ type counters struct {
 	lastMint      atomic.Int64 // Unix nanoseconds; 0 for never
 }
 
-// countRequest is on the path of every request: for a hit it is one addition.
-func (c *counters) countRequest(r result) {
-	for i := range results {
-		if results[i] == r {
-			c.requests[i].Add(1)
-			return
-		}
-	}
-}
+func (c *counters) countRequest(r result) { c.requests[r].Add(1) }
 
 func (c *counters) countMint(o outcome) {
 	for i := range outcomes {
@@ -183,8 +171,8 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 		send := func(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
 			metrics <- prometheus.MustNewConstMetric(desc, kind, value, append([]string{endpoint}, labels...)...)
 		}
-		for i, r := range results {
-			send(c.requests, prometheus.CounterValue, float64(sum.requests[i].Load()), string(r))
+		for r := resultHit; r <= resultError; r++ {
+			send(c.requests, prometheus.CounterValue, float64(sum.requests[r].Load()), r.String())
 		}
 		for i, o := range outcomes {
 			send(c.mints, prometheus.CounterValue, float64(sum.mints[i].Load()), string(o))

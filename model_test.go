@@ -282,7 +282,7 @@ func (m *model) request() {
 	if f != nil {
 		m.results[string(f.reason)]++
 	} else {
-		m.results[string(result)]++
+		m.results[result.String()]++
 	}
 	complain := func(format string, args ...any) {
 		m.t.Helper()

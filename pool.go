@@ -179,19 +179,25 @@ func (p *pool) Destruct() error {
 	return nil
 }
 
-// result says where a request's token came from. It is what
-// {http.viewer_session.result} holds.
-type result string
+// result says where a request's token came from.
+type result uint8
 
 const (
-	resultHit      result = "hit"      // cached and fresh
-	resultRenewing result = "renewing" // cached, and renewed in the background
-	resultMinted   result = "minted"   // minted for this request
-	resultShared   result = "shared"   // minted for another request that asked for the same
-	resultStale    result = "stale"    // cached and short of min_remaining: none could be minted
-	resultBypass   result = "bypass"   // no token, by rule
-	resultError    result = "error"    // no token, because of a failure
+	resultNone     result = iota // not known yet
+	resultHit                    // cached and fresh
+	resultRenewing               // cached, and renewed in the background
+	resultMinted                 // minted for this request
+	resultShared                 // minted for another request that asked for the same
+	resultStale                  // cached and short of min_remaining: none could be minted
+	resultBypass                 // no token, by rule
+	resultError                  // no token, because of a failure
 )
+
+// results are the names, in placeholders and labels.
+var results = [...]string{"", "hit", "renewing", "minted", "shared", "stale", "bypass", "error"}
+
+// String implements fmt.Stringer.
+func (r result) String() string { return results[r] }
 
 // get returns a token for a, cached or minted. ctx only bounds how long this
 // caller waits; a mint goes on for the others who wait for it.

@@ -191,7 +191,7 @@ var mutants = []mutant{
 
 	// Injecting
 	{"inject: the token stays on the request", "handler.go", "	defer visit.eject(r, &h.carrier)\n", "", false},
-	{"inject: pages may be stored", "inject.go", "		header[\"Cache-Control\"] = value[:]\n", "", false},
+	{"inject: pages may be stored", "inject.go", "		header[\"Cache-Control\"] = g.cacheControl[:]\n", "", false},
 	{"inject: the app's no-store is replaced", "inject.go", "	if !saysNoStore(header[\"Cache-Control\"]) {", "	if true {", false},
 	{"inject: conditional requests go on", "inject.go", "	delete(r.Header, \"If-None-Match\")\n	delete(r.Header, \"If-Modified-Since\")\n", "", false},
 	{"inject: our cookie stands last", "inject.go", "			text += \"; \" + strings.Join(others, \"; \")\n", "			text = strings.Join(others, \"; \") + \"; \" + text\n", false},
