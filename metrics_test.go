@@ -103,7 +103,7 @@ func TestMetricsAreWellFormed(t *testing.T) {
 		}
 		// All values of labels are there from the start, so that rates are right.
 		values := gather(t, p.endpoint.Host)
-		for _, r := range strings.Fields("hit renewing minted shared stale bypass error") {
+		for r := range strings.FieldsSeq("hit renewing minted shared stale bypass error") {
 			if _, ok := values["requests_total "+r]; !ok {
 				t.Errorf("no requests_total for %s", r)
 			}
