@@ -194,7 +194,15 @@ const (
 )
 
 // results are the names, in placeholders and labels.
-var results = [...]string{"", "hit", "renewing", "minted", "shared", "stale", "bypass", "error"}
+var results = [...]string{
+	resultHit:      "hit",
+	resultRenewing: "renewing",
+	resultMinted:   "minted",
+	resultShared:   "shared",
+	resultStale:    "stale",
+	resultBypass:   "bypass",
+	resultError:    "error",
+}
 
 // String implements fmt.Stringer.
 func (r result) String() string { return results[r] }
