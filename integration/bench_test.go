@@ -41,13 +41,14 @@ type benchGateway struct {
 	*testing.B
 	process *os.Process
 	api     *emulator.Emulator
-	sites   map[string]string // address by name
+	sites   map[string]string   // address by name
+	apps    map[string]*bareApp // by the same names
 	serial  atomic.Int64
 }
 
 func newBenchGateway(b *testing.B) *benchGateway {
 	b.Helper()
-	g := &benchGateway{B: b, sites: make(map[string]string)}
+	g := &benchGateway{B: b, sites: make(map[string]string), apps: make(map[string]*bareApp)}
 	g.api = emulator.New(emulator.Options{APIKey: testKey, Fault: emulator.Fault{Delay: caddy.Duration(apiDelay)}})
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// The stand-in's tokens have 331 bytes. Another claim makes them longer.
@@ -60,7 +61,6 @@ func newBenchGateway(b *testing.B) *benchGateway {
 		g.api.ServeHTTP(w, r)
 	}))
 	b.Cleanup(func() { g.api.Close(); api.Close() })
-	app := startBareApp(b)
 
 	var config strings.Builder
 	config.WriteString("{\n\tadmin off\n\tpersist_config off\n\tauto_https off\n\tdefault_bind 127.0.0.1\n}\n")
@@ -70,10 +70,10 @@ func newBenchGateway(b *testing.B) *benchGateway {
 		"constant": "request_header X-Viewer-Session " + strings.Repeat("x", tokenBytes),
 		"viewer":   "viewer_session {\n\tdocument_path /documents/:id\n\tmint_rate off\n\tendpoint " + api.URL + "/viewer/sessions\n}",
 	} {
-		g.sites[name] = freeAddress(b)
+		g.sites[name], g.apps[name] = freeAddress(b), startBareApp(b)
 		// As many connections as there are clients: with the default of 32, a
 		// burst opens new ones at each site.
-		fmt.Fprintf(&config, "http://%s {\n%s\nreverse_proxy %s {\ntransport http {\nkeepalive_idle_conns_per_host 256\n}\n}\n}\n", g.sites[name], directive, app)
+		fmt.Fprintf(&config, "http://%s {\n%s\nreverse_proxy %s {\ntransport http {\nkeepalive_idle_conns_per_host 256\n}\n}\n}\n", g.sites[name], directive, g.apps[name].Addr())
 	}
 	file := filepath.Join(b.TempDir(), "Caddyfile")
 	if err := os.WriteFile(file, []byte(config.String()), 0o600); err != nil {
@@ -128,46 +128,56 @@ func (g *benchGateway) cpu() time.Duration {
 	return sum
 }
 
-// startBareApp answers every GET with the same page, and takes as little of the
-// processor, which it shares with the gateway, as an app can. It returns its address.
-func startBareApp(b *testing.B) net.Addr {
+// bareApp answers every GET with the same page, and takes as little of the
+// processor, which it shares with the gateway, as an app can.
+type bareApp struct {
+	net.Listener
+	longestHeader atomic.Int64
+}
+
+func startBareApp(b *testing.B) *bareApp {
 	b.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { listener.Close() })
-	const page = "<!doctype html><title>a page</title>"
-	answer := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s", len(page), page)
-	serve := func(conn net.Conn) {
-		defer conn.Close() // the gateway ends it
-		for r := bufio.NewReader(conn); ; {
-			line, err := r.ReadSlice('\n')
-			slow := bytes.HasPrefix(line, []byte("GET /slow/"))
-			for err == nil && len(line) > len("\r\n") {
-				line, err = r.ReadSlice('\n')
-			}
-			if err != nil {
-				return
-			}
-			if slow {
-				time.Sleep(apiDelay) // as the API does
-			}
-			if _, err := conn.Write(answer); err != nil {
-				return
-			}
-		}
-	}
+	app := &bareApp{Listener: listener}
+	b.Cleanup(func() { app.Close() })
 	go func() {
 		for {
-			conn, err := listener.Accept()
+			conn, err := app.Accept()
 			if err != nil {
 				return // closed
 			}
-			go serve(conn)
+			go app.serve(conn)
 		}
 	}()
-	return listener.Addr()
+	return app
+}
+
+func (app *bareApp) serve(conn net.Conn) {
+	defer conn.Close() // the gateway ends it
+	const page = "<!doctype html><title>a page</title>"
+	answer := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s", len(page), page)
+	for r := bufio.NewReader(conn); ; {
+		line, err := r.ReadSlice('\n')
+		slow := bytes.HasPrefix(line, []byte("GET /slow/"))
+		longest := 0
+		for err == nil && len(line) > len("\r\n") {
+			line, err = r.ReadSlice('\n')
+			longest = max(longest, len(line))
+		}
+		if err != nil {
+			return
+		}
+		app.longestHeader.Store(int64(longest))
+		if slow {
+			time.Sleep(apiDelay) // as the API does
+		}
+		if _, err := conn.Write(answer); err != nil {
+			return
+		}
+	}
 }
 
 // client is one connection that is kept. It takes little of the processor, too.
@@ -247,6 +257,10 @@ func BenchmarkGateway(b *testing.B) {
 	}
 	for _, name := range names { // warm up, and mint
 		round(name)
+	}
+	constant, token := g.apps["constant"].longestHeader.Load(), g.apps["viewer"].longestHeader.Load()
+	if difference := constant - token; difference < -2 || difference > 2 { // documents' ids have one digit or two
+		b.Fatalf("the constant header has %d bytes, the token's %d", constant, token)
 	}
 	costs := make(map[string][]time.Duration)
 	var ratios []float64
