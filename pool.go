@@ -321,9 +321,6 @@ func (p *pool) await(ctx context.Context, key string, a *ask, e errand) (*token,
 				}
 				// It may have joined a flight that did not know of the
 				// rejected token, or such a flight was faster.
-				if minted == e.rejected {
-					continue
-				}
 				if e.avoids(minted) {
 					e.rejected, e.rejectedText = minted, ""
 					continue
