@@ -204,7 +204,7 @@ var mutants = []mutant{
 
 	// Config
 	{"config: literal keys", "internal/secret/secret.go", "	if !onePlaceholder.MatchString(value) {", "	if false {", false},
-	{"config: empty keys", "internal/secret/secret.go", "	if err == nil && value != \"\" {", "	if true {", false},
+	{"config: empty keys", "internal/secret/secret.go", "	if err == nil && value != \"\" {", "	if err == nil {", false},
 	{"config: plain HTTP anywhere", "module.go", "		if !h.InsecureEndpoint && !isLoopback(u.Hostname()) {", "		if false {", false},
 	{"config: reserved headers", "module.go", "		if reservedHeader(c.header) {", "		if false {", false},
 	{"config: min_remaining over half of ttl", "module.go", "o.MinRemaining > o.TTL/2 {", "false {", false},
