@@ -559,6 +559,45 @@ func TestTwoInstancesInOneChain(t *testing.T) {
 	}
 }
 
+// Each instance in a chain has a token of its own, which ends with it and with
+// no other: what stands in between may call the rest of the chain again.
+func TestEachInstanceTakesOffItsOwnToken(t *testing.T) {
+	outer := newTestHandler(t, new(fakeAPI), oneRoute)
+	inner := newTestHandler(t, new(fakeAPI), "viewer_session {\ndocument_path /documents/:id\nrequest_header X-Second\npermissions read write\nshared\n}")
+	stripping := newTestHandler(t, new(fakeAPI), "viewer_session {\ndocument_path /elsewhere/:id\n}")
+	r, w := newRequest("GET", "/documents/doc", "X-Viewer-Session", "forged", "X-Second", "forged")
+	seen := func(h *Handler) (first, second string) {
+		t.Helper()
+		next := new(app)
+		if err := h.ServeHTTP(w, r, next); err != nil {
+			t.Fatal(err)
+		}
+		return next.header.Get("X-Viewer-Session"), next.header.Get("X-Second")
+	}
+	err := outer.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error {
+		first, second := seen(inner)
+		if !strings.HasPrefix(first, "ey") || !strings.HasPrefix(second, "ey") || first == second {
+			t.Errorf("the app sees %q and %q, want two tokens", first, second)
+		}
+		if a, b := seen(inner); a != first || b != second {
+			t.Errorf("called again, the app sees %q and %q", a, b)
+		}
+		if a, b := seen(stripping); a != first || b != "" {
+			t.Errorf("behind the inner instance, %q and %q are left", a, b)
+		}
+		return nil
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []*Handler{stripping, outer} {
+		r.Header.Set("X-Viewer-Session", "forged")
+		if first, _ := seen(h); first == "forged" {
+			t.Error("a value that came later is taken for the token")
+		}
+	}
+}
+
 func TestEmptyUserIsLoggedOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zapcore.DebugLevel)

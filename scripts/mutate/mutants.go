@@ -191,6 +191,9 @@ var mutants = []mutant{
 
 	// Injecting
 	{"inject: the token stays on the request", "handler.go", "	defer visit.eject(r, &h.carrier)\n", "", false},
+	{"inject: a token that was taken off is still known", "inject.go", "	v.carriers = v.carriers[:len(v.carriers)-1]\n", "", false},
+	{"inject: one instance takes off all tokens", "inject.go", "	v.carriers = v.carriers[:len(v.carriers)-1]\n", "	v.carriers = v.carriers[:0]\n", false},
+	{"inject: two instances have one token", "inject.go", "		if len(v.carriers) > 0 {\n", "		if false {\n", false},
 	{"inject: pages may be stored", "inject.go", "		header[\"Cache-Control\"] = g.cacheControl[:]\n", "", false},
 	{"inject: the app's no-store is replaced", "inject.go", "	if !saysNoStore(header[\"Cache-Control\"]) {", "	if true {", false},
 	{"inject: conditional requests go on", "inject.go", "	delete(r.Header, \"If-None-Match\")\n	delete(r.Header, \"If-Modified-Since\")\n", "", false},
