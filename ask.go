@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -77,13 +76,33 @@ func appendField(key []byte, field string) []byte {
 	return append(binary.AppendUvarint(key, uint64(len(field))), field...)
 }
 
-// body is the request body for POST /viewer/sessions, as the API documents it.
-func (a *ask) body(exp int64) []byte {
+// bodyForm is how a request body names the permissions. The API's guides say
+// document_permissions; those who have tried it say that it reads permissions,
+// and takes a request without as one for all permissions.
+type bodyForm uint8
+
+const (
+	bothNames      bodyForm = iota // the same list under both names
+	documentedName                 // as documented, for an API that refuses the other
+)
+
+// members returns the names of the body's members that hold the permissions.
+func (f bodyForm) members() []string {
+	if f == documentedName {
+		return permissionMembers[:1]
+	}
+	return permissionMembers[:]
+}
+
+// body is the request body for POST /viewer/sessions.
+func (a *ask) body(exp int64, form bodyForm) []byte {
 	var b bytes.Buffer
 	b.WriteString(`{"allowed_documents":[{"document_id":`)
 	writeJSON(&b, a.documentID)
-	b.WriteString(`,"document_permissions":`)
-	writeJSON(&b, a.permissions)
+	for _, name := range form.members() {
+		fmt.Fprintf(&b, `,%q:`, name)
+		writeJSON(&b, a.permissions)
+	}
 	b.WriteString(a.documentClaims)
 	fmt.Fprintf(&b, `}],"exp":%d`, exp)
 	if a.userID != "" {
@@ -282,17 +301,53 @@ func (s *claimSet) resolve(repl *caddy.Replacer) (string, error) {
 }
 
 // decodeJSON reads exactly one JSON value and keeps numbers as they are written.
+// An object that has two members of one name is an error: what reads it next
+// would keep one of them.
 func decodeJSON(raw json.RawMessage) (any, error) {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.UseNumber()
-	var value any
-	if err := dec.Decode(&value); err != nil {
+	if err := json.Unmarshal(raw, new(json.RawMessage)); err != nil {
 		return nil, fmt.Errorf("not JSON: %w", err)
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("not JSON: something follows the value")
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	return decodeValue(dec)
+}
+
+func decodeValue(dec *json.Decoder) (any, error) {
+	token, err := dec.Token()
+	if err != nil {
+		return nil, err
 	}
-	return value, nil
+	switch token {
+	case json.Delim('['):
+		list := []any{}
+		for dec.More() {
+			item, err := decodeValue(dec)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, item)
+		}
+		_, err = dec.Token()
+		return list, err
+	case json.Delim('{'):
+		object := make(map[string]any)
+		for dec.More() {
+			name, err := dec.Token()
+			if err != nil {
+				return nil, err
+			}
+			if _, ok := object[name.(string)]; ok {
+				return nil, fmt.Errorf("the member %q is given twice", name)
+			}
+			if object[name.(string)], err = decodeValue(dec); err != nil {
+				return nil, err
+			}
+		}
+		_, err = dec.Token()
+		return object, err
+	default:
+		return token, nil
+	}
 }
 
 // replaceStrings returns value with the placeholders inside its strings

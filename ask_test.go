@@ -250,7 +250,7 @@ func TestValuesAreNotReplacedAgain(t *testing.T) {
 				t.Errorf("%s: got %s, want %s", what, pair[0], pair[1])
 			}
 		}
-		if body := a.body(1); bytes.Contains(body, []byte(`"secret"`)) {
+		if body := a.body(1, bothNames); bytes.Contains(body, []byte(`"secret"`)) {
 			t.Errorf("%s: %s", value, body)
 		}
 	}
@@ -290,25 +290,25 @@ func TestBody(t *testing.T) {
 		{
 			ask{documentID: "7KJXF00VC7M4WSDD7W5TKZ8XRA", permissions: []string{"download", "read", "write"}},
 			1793769299,
-			`{"allowed_documents":[{"document_id":"7KJXF00VC7M4WSDD7W5TKZ8XRA","document_permissions":["download","read","write"]}],"exp":1793769299}`,
+			`{"allowed_documents":[{"document_id":"7KJXF00VC7M4WSDD7W5TKZ8XRA","document_permissions":["download","read","write"],"permissions":["download","read","write"]}],"exp":1793769299}`,
 		},
 		{
 			ask{documentID: "d", permissions: []string{"read"}, userID: "ann"},
 			1,
-			`{"allowed_documents":[{"document_id":"d","document_permissions":["read"]}],"exp":1,"user_id":"ann"}`,
+			`{"allowed_documents":[{"document_id":"d","document_permissions":["read"],"permissions":["read"]}],"exp":1,"user_id":"ann"}`,
 		},
 		{
 			ask{documentID: "d", permissions: []string{"read"}, userID: "ann", claims: `,"team":"blue","floor":3`, documentClaims: `,"collaboration_permissions":["annotations:view:all"]`, varyBy: []string{"{x}", "y"}, ttl: time.Hour, minRemaining: time.Minute},
 			1,
-			`{"allowed_documents":[{"document_id":"d","document_permissions":["read"],"collaboration_permissions":["annotations:view:all"]}],"exp":1,"user_id":"ann","team":"blue","floor":3}`,
+			`{"allowed_documents":[{"document_id":"d","document_permissions":["read"],"permissions":["read"],"collaboration_permissions":["annotations:view:all"]}],"exp":1,"user_id":"ann","team":"blue","floor":3}`,
 		},
 		{
 			ask{documentID: "a\"b\\c\nd</e>&\u2028é", permissions: []string{`"`}, userID: "\x00\x7f'"},
 			1,
-			`{"allowed_documents":[{"document_id":"a\"b\\c\nd</e>&\u2028é","document_permissions":["\""]}],"exp":1,"user_id":"\u0000` + "\x7f" + `'"}`,
+			`{"allowed_documents":[{"document_id":"a\"b\\c\nd</e>&\u2028é","document_permissions":["\""],"permissions":["\""]}],"exp":1,"user_id":"\u0000` + "\x7f" + `'"}`,
 		},
 	} {
-		if got := string(test.ask.body(test.exp)); got != test.want {
+		if got := string(test.ask.body(test.exp, bothNames)); got != test.want {
 			t.Errorf("got  %s\nwant %s", got, test.want)
 		}
 	}
@@ -329,11 +329,11 @@ func TestBodyCarriesEveryValue(t *testing.T) {
 		quoted, _ := json.Marshal(claim)
 		a := ask{documentID: documentID, userID: user, permissions: []string{permission}, claims: `,"c":` + string(quoted)}
 		want := map[string]any{
-			"allowed_documents": []any{map[string]any{"document_id": documentID, "document_permissions": []any{permission}}},
+			"allowed_documents": []any{map[string]any{"document_id": documentID, "document_permissions": []any{permission}, "permissions": []any{permission}}},
 			"exp":               float64(5), "user_id": user, "c": claim,
 		}
 		var got map[string]any
-		if err := json.Unmarshal(a.body(5), &got); err != nil || !reflect.DeepEqual(got, want) {
+		if err := json.Unmarshal(a.body(5, bothNames), &got); err != nil || !reflect.DeepEqual(got, want) {
 			t.Fatalf("got %v, %v\nwant %v", got, err, want)
 		}
 	}
@@ -522,16 +522,16 @@ func TestOneRequestsAskDoesNotChangeAnothers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, body := keyOf(first), string(first.body(1))
+	key, body := keyOf(first), string(first.body(1, bothNames))
 	second, err := resolveTest(template, replacerWith(map[string]any{"http.auth.user.id": "bob", "http.vars.v": "2"}), "two")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if keyOf(first) != key || string(first.body(1)) != body {
+	if keyOf(first) != key || string(first.body(1, bothNames)) != body {
 		t.Error("the first ask has changed")
 	}
-	if keyOf(second) == key || strings.Contains(string(second.body(1)), "ann") {
-		t.Errorf("the second ask is %s", second.body(1))
+	if keyOf(second) == key || strings.Contains(string(second.body(1, bothNames)), "ann") {
+		t.Errorf("the second ask is %s", second.body(1, bothNames))
 	}
 }
 

@@ -2,6 +2,7 @@ package viewersession
 
 import (
 	"encoding/json"
+	"errors"
 	"math"
 	"strconv"
 	"strings"
@@ -353,13 +354,19 @@ func unmarshalClaim(d *caddyfile.Dispenser, claims *map[string]json.RawMessage) 
 	if !d.Args(&name) || !d.NextArg() {
 		return d.Errf("%s needs a name and a value", option)
 	}
-	value := d.ScalarVal()
+	text, value := d.Val(), d.ScalarVal()
+	if _, err := strconv.ParseFloat(text, 64); value == any(text) && !d.Token().Quoted() && errors.Is(err, strconv.ErrRange) {
+		value = math.Inf(1) // Caddy has taken it for text, since no number is that large
+	}
 	if f, ok := value.(float64); ok && (math.IsInf(f, 0) || math.IsNaN(f)) {
-		return d.Errf("%s %s: %s is no number that JSON has; for the text write it in quotes", option, name, d.Val())
+		return d.Errf("%s %s: JSON has no number %s; to send the text, write it in quotes", option, name, text)
 	}
 	raw, err := json.Marshal(value)
 	if err != nil {
 		return d.WrapErr(err)
+	}
+	if value != any(text) && string(raw) != text {
+		return d.Errf("%s %s: %s would be sent as %s; write it like that, or in quotes to send the text (in a snippet with arguments, quotes go around {args[0]})", option, name, text, raw)
 	}
 	return addClaim(d, option, claims, name, raw)
 }
@@ -367,21 +374,25 @@ func unmarshalClaim(d *caddyfile.Dispenser, claims *map[string]json.RawMessage) 
 // unmarshalClaimJSON reads a name and a value in JSON.
 func unmarshalClaimJSON(d *caddyfile.Dispenser, claims *map[string]json.RawMessage) error {
 	option := d.Val()
-	var name, value string
-	if !d.Args(&name, &value) {
+	var name, raw string
+	if !d.Args(&name, &raw) {
 		return d.Errf("%s needs a name and JSON, in backquotes if it holds spaces or quotes", option)
 	}
-	if _, err := decodeJSON(json.RawMessage(value)); err != nil {
+	value, err := decodeJSON(json.RawMessage(raw))
+	if err == nil {
+		err = checkNumbers(value)
+	}
+	if err != nil {
 		return d.Errf("%s %s: %v", option, name, err)
 	}
-	return addClaim(d, option, claims, name, json.RawMessage(value))
+	return addClaim(d, option, claims, name, json.RawMessage(raw))
 }
 
 func addClaim(d *caddyfile.Dispenser, option string, claims *map[string]json.RawMessage, name string, value json.RawMessage) error {
 	if d.NextArg() {
 		return d.Errf("%s %s: %q is too much; a value with spaces goes into quotes", option, name, d.Val())
 	}
-	if err := checkClaimName(name); err != nil {
+	if err := checkClaim(name, value); err != nil {
 		return d.WrapErr(err)
 	}
 	if _, ok := (*claims)[name]; ok {

@@ -295,6 +295,8 @@ func TestRoutesAreCompletedByTheHandler(t *testing.T) {
 	}
 }
 
+const quoteHint = "; write it like that, or in quotes to send the text (in a snippet with arguments, quotes go around {args[0]}), at Testfile:3"
+
 // tokenOptionMistakes are mistakes in options that stand in the directive and
 // in a route's block alike, on line 3.
 var tokenOptionMistakes = []struct{ lines, want string }{
@@ -356,20 +358,55 @@ var tokenOptionMistakes = []struct{ lines, want string }{
 	{"claim_json allowed_documents []", `claim "allowed_documents" is reserved: it is made from the route, at Testfile:3`},
 	{"document_claim document_id x", `claim "document_id" is reserved: it is made from the route, at Testfile:3`},
 	{"document_claim_json document_permissions []", `claim "document_permissions" is reserved: it is set by permissions, at Testfile:3`},
+	{"document_claim_json permissions `[\"read\",\"write\"]`", `claim "permissions" is reserved: it is set by permissions, at Testfile:3`},
+	{"claim_json Permissions []", `claim "Permissions" is reserved: it is set by permissions, at Testfile:3`},
 	{"document_claim exp 5", `claim "exp" is reserved: it is set by ttl, at Testfile:3`},
 	{"claim document_id x", `claim "document_id" is reserved: it is made from the route, at Testfile:3`},
 	{`claim "" x`, "claim: the name is empty, at Testfile:3"},
-	{"claim x inf", "claim x: inf is no number that JSON has; for the text write it in quotes, at Testfile:3"},
-	{"claim x -Inf", "claim x: -Inf is no number that JSON has; for the text write it in quotes, at Testfile:3"},
-	{"claim x +infinity", "claim x: +infinity is no number that JSON has; for the text write it in quotes, at Testfile:3"},
-	{"claim x NaN", "claim x: NaN is no number that JSON has; for the text write it in quotes, at Testfile:3"},
-	{"document_claim x nan", "document_claim x: nan is no number that JSON has; for the text write it in quotes, at Testfile:3"},
+	{"claim x inf", "claim x: JSON has no number inf; to send the text, write it in quotes, at Testfile:3"},
+	{"claim x -Inf", "claim x: JSON has no number -Inf; to send the text, write it in quotes, at Testfile:3"},
+	{"claim x +infinity", "claim x: JSON has no number +infinity; to send the text, write it in quotes, at Testfile:3"},
+	{"claim x NaN", "claim x: JSON has no number NaN; to send the text, write it in quotes, at Testfile:3"},
+	{"document_claim x nan", "document_claim x: JSON has no number nan; to send the text, write it in quotes, at Testfile:3"},
 	{"claim_json x inf", "claim_json x: not JSON: invalid character 'i' looking for beginning of value, at Testfile:3"},
 	{"claim_json x blue", "claim_json x: not JSON: invalid character 'b' looking for beginning of value, at Testfile:3"},
-	{"claim_json x `{\"a\": 1`", "claim_json x: not JSON: unexpected EOF, at Testfile:3"},
-	{"claim_json x `1 2`", "claim_json x: not JSON: something follows the value, at Testfile:3"},
-	{"claim_json x `{} }`", "claim_json x: not JSON: something follows the value, at Testfile:3"},
-	{`document_claim_json x ""`, "document_claim_json x: not JSON: EOF, at Testfile:3"},
+	{"claim_json x `{\"a\": 1`", "claim_json x: not JSON: unexpected end of JSON input, at Testfile:3"},
+	{"claim_json x `1 2`", "claim_json x: not JSON: invalid character '2' after top-level value, at Testfile:3"},
+	{"claim_json x `{} }`", "claim_json x: not JSON: invalid character '}' after top-level value, at Testfile:3"},
+	{`document_claim_json x ""`, "document_claim_json x: not JSON: unexpected end of JSON input, at Testfile:3"},
+
+	// Values that would not be sent as they are written.
+	{"claim x 9007199254740992", `claim "x": the number 9007199254740992 is beyond ±9007199254740991, so Caddy may change its digits; write a string instead, at Testfile:3`},
+	{"claim x 9007199254740993", `claim "x": the number 9007199254740993 is beyond ±9007199254740991, so Caddy may change its digits; write a string instead, at Testfile:3`},
+	{"claim x -9007199254740993", `claim "x": the number -9007199254740993 is beyond ±9007199254740991, so Caddy may change its digits; write a string instead, at Testfile:3`},
+	{"claim x 99999999999999999999", "claim x: 99999999999999999999 would be sent as 100000000000000000000" + quoteHint},
+	{"claim x 007", "claim x: 007 would be sent as 7" + quoteHint},
+	{"claim x +4", "claim x: +4 would be sent as 4" + quoteHint},
+	{"claim x -0", "claim x: -0 would be sent as 0" + quoteHint},
+	{"claim x 1.10", "claim x: 1.10 would be sent as 1.1" + quoteHint},
+	{"claim x .5", "claim x: .5 would be sent as 0.5" + quoteHint},
+	{"claim x 5.", "claim x: 5. would be sent as 5" + quoteHint},
+	{"claim x 1e3", "claim x: 1e3 would be sent as 1000" + quoteHint},
+	{"claim x 0x1p4", "claim x: 0x1p4 would be sent as 16" + quoteHint},
+	{"claim x 0.1234567890123456789", "claim x: 0.1234567890123456789 would be sent as 0.12345678901234568" + quoteHint},
+	{"claim x 1e-400", "claim x: 1e-400 would be sent as 0" + quoteHint},
+	{"claim x T", "claim x: T would be sent as true" + quoteHint},
+	{"document_claim x FALSE", "document_claim x: FALSE would be sent as false" + quoteHint},
+	{"claim x 1e400", "claim x: JSON has no number 1e400; to send the text, write it in quotes, at Testfile:3"},
+	{"document_claim x -1e400", "document_claim x: JSON has no number -1e400; to send the text, write it in quotes, at Testfile:3"},
+	{"claim_json x 9007199254740993", `claim_json x: the number 9007199254740993 would be sent as 9007199254740992; write it like that, or as a string, at Testfile:3`},
+	{"claim_json x 9007199254740994", `claim "x": the number 9007199254740994 is beyond ±9007199254740991, so Caddy may change its digits; write a string instead, at Testfile:3`},
+	{"claim_json x 1e+21", `claim "x": the number 1e+21 is beyond ±9007199254740991, so Caddy may change its digits; write a string instead, at Testfile:3`},
+	{"claim_json x 1.10", "claim_json x: the number 1.10 would be sent as 1.1; write it like that, or as a string, at Testfile:3"},
+	{"claim_json x 1e400", "claim_json x: the number 1e400 is out of range; write a string instead, at Testfile:3"},
+	{"document_claim_json x `{\"a\": [true, {\"b\": 1.0}]}`", "document_claim_json x: the number 1.0 would be sent as 1; write it like that, or as a string, at Testfile:3"},
+	{"claim_json x `{\"a\": [{\"b\": 1, \"b\": 2}]}`", `claim_json x: the member "b" is given twice, at Testfile:3`},
+	{"claim_json x `{\"x\":1,\"x\":2}`", `claim_json x: the member "x" is given twice, at Testfile:3`},
+	{"claim_json x `{\"x\":1,\"\\u0078\":2}`", `claim_json x: the member "x" is given twice, at Testfile:3`},
+	{"claim_json x `\"a\\ud800\"`", `claim "x": a string holds bytes or escapes that are not text (invalid UTF-8 or half of a surrogate pair), at Testfile:3`},
+	{"claim_json x `{\"\\udc00\": 1}`", `claim "x": a string holds bytes or escapes that are not text (invalid UTF-8 or half of a surrogate pair), at Testfile:3`},
+	{"claim x a\xff", `claim "x": a string holds bytes or escapes that are not text (invalid UTF-8 or half of a surrogate pair), at Testfile:3`},
+	{"document_claim x\xff 1", `claim "x�": a string holds bytes or escapes that are not text (invalid UTF-8 or half of a surrogate pair), at Testfile:3`},
 
 	// The same for everybody.
 	{"user_id admin", "user_id admin is the same for everybody: give a placeholder that names the user, for example {http.auth.user.id}, or remove it, at Testfile:"},

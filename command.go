@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,8 +57,9 @@ func newMintCommand() *cobra.Command {
 		Short: "Mints one session token and says whether all is well",
 		Long: `
 Mints one session token, as the viewer_session handler does, and shows what came
-back: the token's claims, when it expires, and how long that took. The token
-itself is only shown with --show-token.
+back: the token's claims, the permissions that were asked for and those that it
+states, when it expires, and how long that took. The token itself is only shown
+with --show-token.
 
 If it does not work, it says why: the API key is missing, or refused; the
 endpoint cannot be reached; this machine's clock is off. No config is read, and
@@ -73,7 +73,9 @@ The exit code is
   3  if the API refuses the key,
   4  if the API cannot be reached, or does not answer in time,
   5  if it answers, but not with a token that can be used,
-  6  if this machine's clock is more than 30 seconds from the API's.`,
+  6  if this machine's clock is more than 30 seconds from the API's,
+  7  if the token permits more than was asked for, so that viewer_session would
+     not use it.`,
 		Example: `  caddy viewer-session mint --document report-2026
   caddy viewer-session mint --document report-2026 --permissions read,write --user ann --api-key-file /run/secrets/dws`,
 		Args: cobra.NoArgs,
@@ -168,6 +170,10 @@ type report struct {
 	DurationSeconds float64         `json:"duration_seconds,omitempty"`
 	ClockOffset     *float64        `json:"clock_offset_seconds,omitempty"` // positive: this machine is ahead
 	ExpiresAt       int64           `json:"expires_at,omitempty"`
+	Asked           []string        `json:"permissions_asked,omitempty"`
+	SentAs          []string        `json:"permissions_sent_as,omitempty"`   // the members of the request that was answered
+	Granted         []string        `json:"permissions_granted,omitempty"`   // none: not stated by the token
+	StatedAs        []string        `json:"permissions_stated_as,omitempty"` // the members of the token
 	Claims          json.RawMessage `json:"claims,omitempty"`
 	Token           string          `json:"token,omitempty"`
 }
@@ -184,6 +190,8 @@ func (r *report) exitCode() int {
 		return 4
 	case outcomeClockOff:
 		return 6
+	case outcome(reasonOverGranted):
+		return 7
 	default:
 		return 5
 	}
@@ -208,13 +216,23 @@ func (m *mintCommand) run(ctx context.Context) *report {
 	defer cancelMint()
 	observed := observingTransport{transport: transport}
 	start := time.Now()
-	minted, err := mintToken(mintCtx, &observed, m.url, apiKey, &m.ask)
+	form := bothNames
+	minted, err := mintToken(mintCtx, &observed, m.url, apiKey, &m.ask, form)
+	if err != nil && m.ask.mayFallBack(asFailure(err), form) {
+		form = documentedName
+		minted, err = mintToken(mintCtx, &observed, m.url, apiKey, &m.ask, form)
+	}
 	r.DurationSeconds = time.Since(start).Seconds()
 	r.Status = observed.status
 	offset := observed.clockOffset()
 	if offset != nil {
 		seconds := offset.Round(100 * time.Millisecond).Seconds()
 		r.ClockOffset = &seconds
+	}
+	if minted.payload != nil {
+		r.Claims = minted.payload
+		r.Asked, r.SentAs = m.ask.permissions, form.members()
+		r.Granted, r.StatedAs = minted.grant.permissions, minted.grant.statedAs
 	}
 	clockOff := offset != nil && offset.Abs() > maxClockOffset
 	if err != nil {
@@ -228,7 +246,6 @@ func (m *mintCommand) run(ctx context.Context) *report {
 		return r
 	}
 	r.ExpiresAt = minted.exp
-	r.Claims, _ = base64.RawURLEncoding.DecodeString(strings.Split(minted.jwt, ".")[1]) // which has been checked
 	if m.showToken {
 		r.Token = minted.jwt
 	}
@@ -241,6 +258,13 @@ func (m *mintCommand) run(ctx context.Context) *report {
 	r.Message = "All is well: the API accepts the key, and minted a token that can be used."
 	if !minted.hasExp {
 		r.Message += "\nThe token does not say when it expires; viewer_session takes it to live for the ttl that was asked for."
+	}
+	missing, unverified := minted.grant.doubts(m.ask.permissions)
+	if len(missing) > 0 {
+		r.Message += fmt.Sprintf("\nThe token permits less than was asked for: %s is missing.", strings.Join(missing, " and "))
+	}
+	if unverified != nil {
+		r.Message += fmt.Sprintf("\nWhat it permits cannot be verified: %v.", unverified)
 	}
 	return r
 }
@@ -310,6 +334,8 @@ func (m *mintCommand) explain(r *report, f *failure, observed *observingTranspor
 		} else {
 			r.Message = fmt.Sprintf("The API does not answer: %s.\n%s", f, adviceOn(observed.err))
 		}
+	case reasonOverGranted:
+		r.Message = fmt.Sprintf("The API grants more than it is asked for: %s.\nviewer_session does not use such a token, and answers 502.", f)
 	default: // rejected, invalid reply
 		r.Message = fmt.Sprintf("The API answers, but not with a token that can be used: %s.", f)
 	}
@@ -395,12 +421,20 @@ func (m *mintCommand) print(stdout, stderr io.Writer, r *report) error {
 		return enc.Encode(r)
 	}
 	var b bytes.Buffer
-	if r.ExpiresAt != 0 {
-		expires := time.Unix(r.ExpiresAt, 0)
+	if r.Claims != nil {
 		fmt.Fprintf(&b, "endpoint  %s\n", r.Endpoint)
 		fmt.Fprintf(&b, "answer    %d, after %s\n", r.Status, time.Duration(r.DurationSeconds*float64(time.Second)).Round(100*time.Microsecond))
 		fmt.Fprintf(&b, "clock     %s\n", r.clock())
-		fmt.Fprintf(&b, "expires   %s, in %s\n", expires.UTC().Format(time.RFC3339), time.Until(expires).Round(time.Second))
+		if r.ExpiresAt != 0 {
+			expires := time.Unix(r.ExpiresAt, 0)
+			fmt.Fprintf(&b, "expires   %s, in %s\n", expires.UTC().Format(time.RFC3339), time.Until(expires).Round(time.Second))
+		}
+		fmt.Fprintf(&b, "asked     %s (sent as %s)\n", strings.Join(r.Asked, " "), strings.Join(r.SentAs, " and "))
+		if len(r.Granted) == 0 {
+			b.WriteString("granted   not stated by the token\n")
+		} else {
+			fmt.Fprintf(&b, "granted   %s (stated as %s)\n", strings.Join(r.Granted, " "), strings.Join(r.StatedAs, " and "))
+		}
 		b.WriteString("claims    ")
 		if err := json.Indent(&b, r.Claims, "          ", "  "); err != nil {
 			return err // they were parsed before

@@ -175,7 +175,7 @@ func TestMintCommandAsksAsTold(t *testing.T) {
 	}
 	var asked map[string]any
 	exp := time.Now().Add(20 * time.Minute).Unix()
-	claims := map[string]any{"document_id": "{env.PATH}", "user_id": "ann", "exp": exp}
+	claims := map[string]any{"document_id": "{env.PATH}", "user_id": "ann", "exp": exp, "permissions": []string{"read", "write"}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := json.NewDecoder(r.Body).Decode(&asked); err != nil {
 			t.Error(err)
@@ -195,7 +195,7 @@ func TestMintCommandAsksAsTold(t *testing.T) {
 	}
 	delete(asked, "exp")
 	want := map[string]any{
-		"allowed_documents": []any{map[string]any{"document_id": "{env.PATH}", "document_permissions": []any{"read", "write"}}},
+		"allowed_documents": []any{map[string]any{"document_id": "{env.PATH}", "document_permissions": []any{"read", "write"}, "permissions": []any{"read", "write"}}},
 		"user_id":           "ann",
 	}
 	if !reflect.DeepEqual(asked, want) {
@@ -209,12 +209,12 @@ func TestMintCommandAsksAsTold(t *testing.T) {
 	if got["token"] != testJWT(claims) || got["expires_at"] != float64(exp) || got["status"] != 201.0 || got["clock_offset_seconds"] != 0.0 {
 		t.Errorf("got %v", got)
 	}
-	wantMembers := []string{"claims", "clock_offset_seconds", "duration_seconds", "endpoint", "expires_at", "message", "ok", "outcome", "status", "token"}
+	wantMembers := []string{"claims", "clock_offset_seconds", "duration_seconds", "endpoint", "expires_at", "message", "ok", "outcome", "permissions_asked", "permissions_granted", "permissions_sent_as", "permissions_stated_as", "status", "token"}
 	if members := slices.Sorted(maps.Keys(got)); !slices.Equal(members, wantMembers) {
 		t.Errorf("got the members %v, want %v", members, wantMembers)
 	}
 
-	stdout, _, err = runMint(t, "--document", "{env.PATH}", "--user", "ann", "--endpoint", server.URL, "--api-key-file", keyFile, "--show-token")
+	stdout, _, err = runMint(t, "--document", "{env.PATH}", "--user", "ann", "--permissions", "read write", "--endpoint", server.URL, "--api-key-file", keyFile, "--show-token")
 	if err != nil || !strings.Contains(stdout, "token     "+testJWT(claims)+"\n") {
 		t.Errorf("got %v, %s", err, stdout)
 	}

@@ -39,9 +39,12 @@ const (
 //
 // The request goes through transport.RoundTrip: redirects are not followed, so
 // the key reaches no host but the endpoint's.
-func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.URL, apiKey string, a *ask) (minted mintReply, err error) {
-	minted.askedExp = time.Now().Add(a.ttl).Unix()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.String(), bytes.NewReader(a.body(minted.askedExp)))
+//
+// Beside a failure it returns what a token said that must not be used, but not
+// the token.
+func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.URL, apiKey string, a *ask, form bodyForm) (minted mintReply, err error) {
+	askedExp := time.Now().Add(a.ttl).Unix()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.String(), bytes.NewReader(a.body(askedExp, form)))
 	if err != nil {
 		return mintReply{}, &failure{reason: reasonUnavailable, err: fmt.Errorf("building the request for %s: %w", endpoint.Host, err)}
 	}
@@ -68,22 +71,40 @@ func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.U
 	if err != nil {
 		return mintReply{}, transportFailure(ctx, endpoint.Host, apiKey, err)
 	}
-	if minted.jwt, err = readReply(reply); err != nil {
+	jwt, err := readReply(reply)
+	if err != nil {
 		return mintReply{}, &failure{reason: reasonInvalidReply, answered: resp.StatusCode, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
 	}
-	if minted.exp, minted.hasExp, err = readToken(minted.jwt, a, minted.askedExp, time.Now()); err != nil {
-		return mintReply{}, &failure{reason: reasonInvalidReply, answered: resp.StatusCode, ofOneDocument: true, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
+	minted = mintReply{askedExp: askedExp, status: resp.StatusCode}
+	minted.tokenFacts, err = readToken(jwt, a, askedExp, time.Now())
+	if err == nil && form == documentedName {
+		err = minted.grant.checkFallback(a.permissions)
 	}
-	minted.status = resp.StatusCode
+	if err != nil {
+		f := &failure{reason: reasonInvalidReply, answered: resp.StatusCode, ofOneDocument: true, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
+		if _, ok := errors.AsType[*overGrant](err); ok {
+			f.reason, f.misconfigured = reasonOverGranted, true
+		}
+		return minted, f
+	}
+	minted.jwt = jwt
 	return minted, nil
 }
 
-// mintReply is a checked answer.
+// mintReply is an answer, checked but for the jwt, which is only there if it may be used.
 type mintReply struct {
-	jwt           string
-	exp, askedExp int64 // Unix seconds
-	status        int
-	hasExp        bool // false: the token does not say, and exp is the one asked for
+	tokenFacts
+	jwt      string
+	askedExp int64 // Unix seconds
+	status   int
+}
+
+// mayFallBack reports whether to ask once more with the documented name alone:
+// the API has refused a request that has another one as well, and that may be
+// why. With permissions that are not documented, they may be why.
+func (a *ask) mayFallBack(f *failure, form bodyForm) bool {
+	return form == bothNames && documented(a.permissions) &&
+		(f.answered == http.StatusBadRequest || f.answered == http.StatusUnprocessableEntity)
 }
 
 func readReply(reply []byte) (jwt string, err error) {

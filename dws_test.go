@@ -73,7 +73,7 @@ func (d dwsTest) mint() (mintReply, error) { return d.mintWithin(30 * time.Secon
 func (d dwsTest) mintWithin(timeout time.Duration) (mintReply, error) {
 	ctx, cancel := context.WithTimeout(mintContext(), timeout)
 	defer cancel()
-	return mintToken(ctx, d.transport, d.endpoint, testKey, dwsAsk())
+	return mintToken(ctx, d.transport, d.endpoint, testKey, dwsAsk(), bothNames)
 }
 
 // wantFailure mints and returns the failure, which must hold neither key nor token.
@@ -92,8 +92,8 @@ func wantDWSFailure(t *testing.T, want reason) func(mintReply, error) *failure {
 		if f.reason != want {
 			t.Errorf("got the reason %s (%v), want %s", f.reason, f, want)
 		}
-		if got != (mintReply{}) {
-			t.Errorf("beside the failure stands %+v", got)
+		if got.jwt != "" {
+			t.Errorf("beside the failure stands a token: %+v", got)
 		}
 		if strings.Contains(f.Error(), testKey) || strings.Contains(f.Error(), "eyJ") {
 			t.Errorf("the error holds a key or a token: %v", f)
@@ -142,7 +142,7 @@ func TestMintRequestIsTheDocumentedOne(t *testing.T) {
 	before := time.Now().Add(time.Hour).Unix()
 	minted, err := d.mint()
 	after := time.Now().Add(time.Hour).Unix()
-	if err != nil || minted.askedExp < before || minted.askedExp > after || minted != (mintReply{jwt: jwt, exp: exp, askedExp: minted.askedExp, status: 201, hasExp: true}) {
+	if err != nil || minted.askedExp < before || minted.askedExp > after || minted.jwt != jwt || minted.exp != exp || !minted.hasExp || minted.status != 201 {
 		t.Fatalf("got %+v, %v", minted, err)
 	}
 
@@ -153,7 +153,7 @@ func TestMintRequestIsTheDocumentedOne(t *testing.T) {
 	if err := json.Unmarshal([]byte(got.body), &sent); err != nil || sent.Exp < before || sent.Exp > after {
 		t.Errorf("exp is %d, want from %d to %d", sent.Exp, before, after)
 	}
-	wantBody := fmt.Sprintf(`{"allowed_documents":[{"document_id":"doc","document_permissions":["read","write"]}],"exp":%d,"user_id":"ann","team":"blue"}`, sent.Exp)
+	wantBody := fmt.Sprintf(`{"allowed_documents":[{"document_id":"doc","document_permissions":["read","write"],"permissions":["read","write"]}],"exp":%d,"user_id":"ann","team":"blue"}`, sent.Exp)
 	want := request{
 		method: "POST", target: "/viewer/sessions?region=eu", host: d.endpoint.Host, body: wantBody, length: int64(len(wantBody)),
 		// All there is: above all no Idempotency-Key, which would let
@@ -305,7 +305,7 @@ func TestOtherSuccessesAreFailures(t *testing.T) {
 			body = ""
 		}
 		got, err := newDWSTest(t, answering(status, body)).mint()
-		if f, ok := errors.AsType[*failure](err); !ok || f.status() != 502 || got != (mintReply{}) || strings.Contains(f.Error(), "eyJ") {
+		if f, ok := errors.AsType[*failure](err); !ok || f.status() != 502 || got.jwt != "" || strings.Contains(f.Error(), "eyJ") {
 			t.Errorf("%d: got %+v, %v", status, got, err)
 		}
 	}
@@ -504,7 +504,7 @@ func TestErrorsQuoteTheAPIsDetails(t *testing.T) {
 // A key need not begin like those that are known today.
 func TestDetailsHideAnyKey(t *testing.T) {
 	d := newDWSTest(t, answering(403, `{"details": "refused: other+secret/1"}`))
-	_, err := mintToken(mintContext(), d.transport, d.endpoint, "other+secret/1", dwsAsk())
+	_, err := mintToken(mintContext(), d.transport, d.endpoint, "other+secret/1", dwsAsk(), bothNames)
 	if f := asFailure(err); f.reason != reasonKeyRefused || strings.Contains(f.Error(), "secret") || !strings.Contains(f.Error(), "(refused: REDACTED)") {
 		t.Errorf("got %v", err)
 	}
@@ -670,7 +670,7 @@ func TestMintThatIsCancelledBeforehand(t *testing.T) {
 	d := newDWSTest(t, func(http.ResponseWriter, *http.Request) { requests.Add(1) })
 	ctx, cancel := context.WithCancel(mintContext())
 	cancel()
-	wantDWSFailure(t, reasonTimeout)(mintToken(ctx, d.transport, d.endpoint, testKey, dwsAsk()))
+	wantDWSFailure(t, reasonTimeout)(mintToken(ctx, d.transport, d.endpoint, testKey, dwsAsk(), bothNames))
 	if requests.Load() != 0 {
 		t.Error("the request was sent")
 	}

@@ -21,6 +21,7 @@ const (
 	reasonRejected     reason = "rejected"      // the API answered 400, 404, 422 or the like
 	reasonUnavailable  reason = "unavailable"   // the API could not be reached, or answered 5xx
 	reasonInvalidReply reason = "invalid_reply" // the API's answer is not a usable token
+	reasonOverGranted  reason = "over_granted"  // the API's token permits more than was asked for
 	reasonTimeout      reason = "timeout"       // no answer within timeout
 	reasonClientGone   reason = "client_gone"   // the client closed the request while it waited
 
@@ -87,7 +88,7 @@ func (f *failure) status() int {
 
 // permanent is true if asking again with the same words will be refused again.
 func (f *failure) permanent() bool {
-	return f.reason == reasonRejected || f.reason == reasonKeyRefused
+	return f.reason == reasonRejected || f.reason == reasonKeyRefused || f.reason == reasonOverGranted
 }
 
 // endpointTrouble is true if the failure speaks of the endpoint or the account

@@ -1,13 +1,16 @@
 package viewersession
 
 import (
+	"bytes"
 	"encoding/json"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
@@ -28,10 +31,11 @@ func FuzzReadToken(f *testing.F) {
 	f.Fuzz(func(t *testing.T, jwt string, nanos int64) {
 		now := time.Unix(1_800_000_000, nanos%1e9)
 		const askedExp = 1_800_003_600
-		exp, _, err := readToken(jwt, &ask{documentID: "doc", userID: "user"}, askedExp, now)
+		facts, err := readToken(jwt, &ask{documentID: "doc", userID: "user"}, askedExp, now)
 		if err != nil {
 			return
 		}
+		exp := facts.exp
 		if !time.Unix(exp, 0).After(now) || exp > askedExp {
 			t.Errorf("%q: exp %d at %s", jwt, exp, now)
 		}
@@ -79,7 +83,7 @@ func FuzzClaims(f *testing.F) {
 			UserID string          `json:"user_id"`
 			Claim  json.RawMessage `json:"claim"`
 		}
-		body := a.body(1_800_003_600)
+		body := a.body(1_800_003_600, bothNames)
 		if err := json.Unmarshal(body, &sent); err != nil {
 			t.Fatalf("%v: %s", err, body)
 		}
@@ -135,6 +139,78 @@ func FuzzCaddyfile(f *testing.F) {
 		}
 		if err := again.compile(); err != nil {
 			t.Errorf("the adapted config is refused: %v: %s", err, encoded)
+		}
+	})
+}
+
+// Caddy takes configs through its own JSON, where numbers are doubles and an
+// object keeps one of two members. Whatever is written as a claim: what is sent
+// is that, or the config is refused.
+func FuzzClaimIsSentAsWritten(f *testing.F) {
+	for _, seed := range []string{
+		`9007199254740993`, `9007199254740991`, `-9007199254740991`, `1.10`, `1.5`, `1e3`, `1e400`, `1e-400`, `1e+21`, `-0`, `007`, `+4`, `0x1p4`, `T`, `true`, `null`,
+		`{"a":1,"a":2}`, `{"a":{"b":[1,{"c":1.0}]}}`, `"\ud800"`, `"\ud83d\ude00"`, `{"\udc00":1}`, `"<&>\u2028"`, `[0.1,1e-7,1e21,123456789012345678901234567890]`, "a\xff", `x`, `"x"`, `1_000`, `Inf`,
+	} {
+		f.Add(seed, false)
+		f.Add(seed, true)
+	}
+	f.Fuzz(func(t *testing.T, text string, asJSON bool) {
+		option := "claim"
+		if asJSON {
+			option = "claim_json"
+		}
+		var tokens []caddyfile.Token
+		for i, word := range []string{"viewer_session", "{", option, "c", text, "document_path", "/d/:id", "}"} {
+			tokens = append(tokens, caddyfile.Token{File: "Caddyfile", Line: []int{1, 1, 2, 2, 2, 3, 3, 4}[i], Text: word})
+		}
+		h := new(Handler)
+		if text == "{" || text == "}" || h.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)) != nil {
+			return
+		}
+		var warnings []caddyconfig.Warning
+		adapted := caddyconfig.JSONModuleObject(h, "handler", "viewer_session", &warnings)
+		if len(warnings) > 0 || string(adapted) == "null" || len(adapted) == 0 {
+			t.Fatalf("%q is accepted, and adapts to %s: %v", text, adapted, warnings)
+		}
+		var loaded Handler
+		raw, err := withoutMember(adapted, "handler")
+		if err == nil {
+			err = caddy.StrictUnmarshalJSON(raw, &loaded)
+		}
+		if err == nil {
+			err = loaded.compile()
+		}
+		if err != nil {
+			t.Fatalf("%q is accepted, and refused when it is loaded: %v", text, err)
+		}
+		a, err := resolveTest(loaded.routes[0].ask, caddy.NewEmptyReplacer(), "doc")
+		if err != nil {
+			return // it holds a placeholder
+		}
+		var sent struct {
+			Claim json.RawMessage `json:"c"`
+		}
+		if err := json.Unmarshal(a.body(1, bothNames), &sent); err != nil {
+			t.Fatal(err)
+		}
+		var want any = text // as it is written, placeholders aside
+		var written any
+		if decoder := json.NewDecoder(strings.NewReader(text)); asJSON || sent.Claim[0] != '"' {
+			decoder.UseNumber()
+			if err := decoder.Decode(&written); err != nil {
+				t.Fatalf("%q is sent as %s", text, sent.Claim)
+			}
+			want = written
+		}
+		want, err = replaceStrings(want, caddy.NewEmptyReplacer())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got any
+		decoder := json.NewDecoder(bytes.NewReader(sent.Claim))
+		decoder.UseNumber()
+		if err := decoder.Decode(&got); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q is sent as %s", text, sent.Claim)
 		}
 	})
 }

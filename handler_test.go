@@ -237,8 +237,10 @@ func TestStatuses(t *testing.T) {
 		"unavailable":          {"", failing(503), 502, reasonUnavailable, 1},
 		"throttled":            {"", failing(429, "Retry-After", "7"), 503, reasonThrottled, 1},
 		"key refused":          {"", failing(403), 502, reasonKeyRefused, 1},
-		"rejected":             {"", failing(422), 502, reasonRejected, 1},
+		"rejected":             {"", failing(404), 502, reasonRejected, 1},
+		"rejected, both ways":  {"", failing(422), 502, reasonRejected, 2},
 		"invalid reply":        {"", failing(201), 502, reasonInvalidReply, 1},
+		"over-granted":         {"", granting(`{"permissions": ["read", "download"]}`), 502, reasonOverGranted, 1},
 	} {
 		for _, onError := range []string{"fail", "pass"} {
 			t.Run(name+"/"+onError, func(t *testing.T) {

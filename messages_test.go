@@ -67,6 +67,12 @@ func TestEveryMessageIsDocumented(t *testing.T) {
 			return respond(&http.Request{URL: testEndpoint}, 201, `{"jwt":"`+testJWT(map[string]any{"jti": "1"})+`"}`), nil
 		})
 		serve("/documents/endless", new(app))
+		api.set(documentedOnly(422, granting(`{"permissions": ["annotate", "read"]}`)))
+		serve("/documents/documented", new(app))
+		api.set(granting(`{"permissions": []}`))
+		serve("/documents/unstated", new(app))
+		api.set(granting(`{"permissions": ["other"]}`))
+		serve("/documents/fewer", new(app))
 		for _, entry := range logs.All() {
 			logged = append(logged, entry.Message)
 		}

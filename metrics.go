@@ -12,7 +12,7 @@ import (
 )
 
 // outcomes are the values of the metrics' label; their places are those in counters.
-var outcomes = [...]outcome{outcomeOK, outcome(reasonKeyRefused), outcome(reasonRejected), outcome(reasonThrottled), outcome(reasonUnavailable), outcome(reasonTimeout), outcome(reasonInvalidReply)}
+var outcomes = [...]outcome{outcomeOK, outcome(reasonKeyRefused), outcome(reasonRejected), outcome(reasonThrottled), outcome(reasonUnavailable), outcome(reasonTimeout), outcome(reasonInvalidReply), outcome(reasonOverGranted)}
 
 // outcome says how one request to the API ended: outcomeOK, or a reason.
 type outcome string

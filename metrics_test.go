@@ -171,7 +171,7 @@ func TestWhatIsCounted(t *testing.T) {
 			}, "requests_total error:1"},
 			{"no user", serve("GET", "/users/a"), "requests_total error:1"},
 			{"key refused", answer(failing(403), "b"), "mint_duration_seconds:1 mints_total key_refused:1 requests_total error:1"},
-			{"rejected", answer(failing(422), "c"), "mint_duration_seconds:1 mints_total rejected:1 requests_total error:1"},
+			{"rejected", answer(failing(404), "c"), "mint_duration_seconds:1 mints_total rejected:1 requests_total error:1"},
 			{"not found", answer(failing(404), "d"), "mint_duration_seconds:1 mints_total rejected:1 requests_total error:1"},
 			{"throttled", answer(failing(429), "e"), "mint_duration_seconds:1 mints_total throttled:1 requests_total error:1"},
 			{"unavailable", answer(failing(500), "f"), "mint_duration_seconds:1 mints_total unavailable:1 requests_total error:1"},

@@ -73,7 +73,7 @@ const (
 // Errors are passed on with these statuses: 401 if user_id is empty; 403 if no
 // permission is left or a claim is empty, or if a page of another site asks for
 // a session; 502 if the API cannot be reached or refuses, or if the app names
-// no document for a session; 503 with Retry-After over mint_rate or if the API asks to slow down;
+// no document for a session, or if the token permits more than was asked for; 503 with Retry-After over mint_rate or if the API asks to slow down;
 // 504 if minting took too long.
 //
 // It sets these placeholders on viewer routes:
@@ -83,7 +83,7 @@ const (
 // `{http.viewer_session.document_id}` | The document's id.
 // `{http.viewer_session.result}` | Where the token came from: `hit`, `renewing`, `minted`, `shared`, `stale`; `bypass` if the request gets none by rule; `error`.
 // `{http.viewer_session.expires_at}` | When the token expires, in Unix seconds.
-// `{http.viewer_session.error}` | Why there is no token: `no_user`, `no_permission`, `no_claim`, `rate_limited`, `throttled`, `key_refused`, `rejected`, `unavailable`, `invalid_reply`, `timeout` or `client_gone`; on session paths also `cross_site`, `app_answer` or `too_soon`.
+// `{http.viewer_session.error}` | Why there is no token: `no_user`, `no_permission`, `no_claim`, `rate_limited`, `throttled`, `key_refused`, `rejected`, `unavailable`, `invalid_reply`, `over_granted`, `timeout` or `client_gone`; on session paths also `cross_site`, `app_answer` or `too_soon`.
 type Handler struct {
 	// Which requests get a token, and for which document. The first route
 	// that matches wins. Without routes, document_id is required, and every
@@ -195,9 +195,11 @@ type Route struct {
 // TokenOptions is what the API is asked for. On a route, what is set overrides
 // the handler's; claims are overridden one by one.
 type TokenOptions struct {
-	// The document_permissions. A value may hold placeholders, and several
-	// permissions separated by spaces or commas. If none is left, the answer
-	// is 403. The API knows read, write and download. Default: `read`
+	// What the token permits, sent as document_permissions and as
+	// permissions. A value may hold placeholders, and several permissions
+	// separated by spaces or commas. If none is left, the answer is 403. The
+	// API knows read, write and download; a token that permits more than is
+	// asked for is not used. Default: `read`
 	Permissions []string `json:"permissions,omitempty"`
 
 	// The user_id claim, with a placeholder in it. If it comes out empty, the
@@ -214,6 +216,8 @@ type TokenOptions struct {
 
 	// Further claims at the top of the request. Placeholders are replaced
 	// inside strings, once; if one comes out empty, the answer is 403.
+	// Numbers beyond ±(2^53-1) are refused, since Caddy reads configs into
+	// doubles.
 	Claims map[string]json.RawMessage `json:"claims,omitempty"`
 
 	// Further claims in the document's entry.
@@ -524,8 +528,8 @@ func (o TokenOptions) check(documentID string) error {
 		return err
 	}
 	for _, claims := range []map[string]json.RawMessage{o.Claims, o.DocumentClaims} {
-		for name := range claims {
-			if err := checkClaimName(name); err != nil {
+		for _, name := range slices.Sorted(maps.Keys(claims)) {
+			if err := checkClaim(name, claims[name]); err != nil {
 				return err
 			}
 		}
@@ -535,10 +539,6 @@ func (o TokenOptions) check(documentID string) error {
 	}
 	return nil
 }
-
-// knownPermissions are those that the API documents. Others are passed on with
-// a warning, since it may learn more; what looks like a slip is refused.
-var knownPermissions = []string{"read", "write", "download"}
 
 func checkPermissionNames(permissions []string) error {
 	for _, value := range permissions {
@@ -655,14 +655,29 @@ var reservedClaims = map[string]string{
 	"allowed_documents":    "it is made from the route",
 	"document_id":          "it is made from the route",
 	"document_permissions": "it is set by permissions",
+	"permissions":          "it is set by permissions",
 }
 
-func checkClaimName(name string) error {
+// checkClaim refuses names that are not for claims, and values that would not
+// be sent as they are written.
+func checkClaim(name string, raw json.RawMessage) error {
 	if name == "" {
 		return errors.New("claim: the name is empty")
 	}
-	if why, ok := reservedClaims[strings.ToLower(name)]; ok {
-		return fmt.Errorf("claim %q is reserved: %s", name, why)
+	for reserved, why := range reservedClaims {
+		if strings.EqualFold(name, reserved) {
+			return fmt.Errorf("claim %q is reserved: %s", name, why)
+		}
+	}
+	value, err := decodeJSON(raw)
+	if err == nil {
+		err = checkText(name)
+	}
+	if err == nil {
+		err = checkValue(value)
+	}
+	if err != nil {
+		return fmt.Errorf("claim %q: %w", name, err)
 	}
 	return nil
 }

@@ -74,7 +74,11 @@ type pool struct {
 	failureLog logGate
 	storeLog   logGate
 
-	noExpWarned atomic.Bool
+	noExpWarned, fewerWarned, unverifiedWarned atomic.Bool
+
+	// documentedUntil is until when requests name the permissions in the
+	// documented way alone, as elapsed has it: the API has refused the other.
+	documentedUntil atomic.Int64
 
 	counters     *counters // outlives the pool
 	mintDuration prometheus.Observer
@@ -410,7 +414,7 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *fa
 	if f != nil {
 		return nil, false, f
 	}
-	t, f = p.mintAdmitted(name, a, e, began, lease)
+	t, ownOnly, f := p.mintAdmitted(name, a, e, began, lease)
 	now = time.Now()
 	if f == nil {
 		p.mintedAt.Store(int64(p.elapsed(now)))
@@ -424,13 +428,15 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *fa
 		return nil, false, f
 	}
 	p.worked(now)
-	shared = t
+	if !ownOnly {
+		shared = t
+	}
 	return t, true, nil
 }
 
 // mintAdmitted mints and publishes. It never panics: an admission that is not
 // settled would hold up others for good.
-func (p *pool) mintAdmitted(name string, a *ask, e errand, began era, lease *lease) (t *token, f *failure) {
+func (p *pool) mintAdmitted(name string, a *ask, e errand, began era, lease *lease) (t *token, ownOnly bool, f *failure) {
 	defer func() {
 		if r := recover(); r != nil {
 			t, f = nil, p.panicked(r)
@@ -444,17 +450,17 @@ func (p *pool) mintAdmitted(name string, a *ask, e errand, began era, lease *lea
 		f = p.waitForRate(ctx, lease)
 	}
 	if f != nil {
-		return nil, f
+		return nil, false, f
 	}
-	if t, f = p.mint(ctx, name, a, e); f != nil {
-		return nil, f
+	if t, ownOnly, f = p.mint(ctx, name, a, e); f != nil {
+		return nil, false, f
 	}
 	t.era = began
 	if e.rejected != nil || e.rejectedText != "" {
 		t.replaceAfter.Store(int64(p.elapsed(time.Now()) + replacementRest))
 	}
 	p.cache.put(t, time.Now())
-	return t, nil
+	return t, ownOnly, nil
 }
 
 // claimReplacement lets a rejected token be replaced, once in a while: a page
@@ -495,31 +501,74 @@ func mintContext() context.Context {
 }
 
 // mint asks the API, once more with the new key if the key was refused and has
-// changed, and once more if the first attempt surely did not reach it.
-func (p *pool) mint(ctx context.Context, name string, a *ask, e errand) (*token, *failure) {
-	for attempt := 0; ; attempt++ {
+// changed, once more if the first attempt surely did not reach it, and once
+// more in the documented way if the request was refused. ownOnly is as in
+// tokenFacts.
+func (p *pool) mint(ctx context.Context, name string, a *ask, e errand) (t *token, ownOnly bool, f *failure) {
+	form := p.bodyForm(a)
+	repeated, fellBack := false, false
+	for {
 		tenant := p.active.Load()
 		credential := tenant.credential.Load()
-		minted, err := p.askAPI(ctx, tenant.transport, credential.apiKey, a, e)
+		minted, err := p.askAPI(ctx, tenant.transport, credential.apiKey, a, form, e)
 		if err == nil {
-			if !minted.hasExp && p.noExpWarned.CompareAndSwap(false, true) {
-				tenant.logger.Warn("the API's token has no exp; taking the one that was asked for", zap.Duration("ttl", a.ttl))
+			if fellBack {
+				p.documentedUntil.Store(int64(p.elapsed(time.Now()) + fallbackMemory))
+				tenant.logger.Warn("the API refuses requests that name permissions in two ways; naming them as document_permissions only from now on, and trying again in an hour")
 			}
+			p.warnOfToken(tenant.logger, &minted, a)
 			if credential == p.credential() { // and not one that was replaced meanwhile
 				p.useAccount(&credential.account)
 			}
-			return newToken(string(credential.account.cacheKey(name)), minted.jwt, minted.exp, minted.askedExp, time.Now()), nil
+			t = newToken(string(credential.account.cacheKey(name)), minted.jwt, minted.exp, minted.askedExp, time.Now())
+			return t, minted.ownOnly, nil
 		}
 		f := asFailure(err)
-		again := f.unsent || f.reason == reasonKeyRefused && p.refreshKey(credential)
-		if !again || attempt > 0 || ctx.Err() != nil {
-			return nil, f
+		if f.reason == reasonOverGranted {
+			p.documentedUntil.Store(0)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, false, f
+		case a.mayFallBack(f, form):
+			p.limiter.ReserveN(time.Now(), 1) // it counts, and has had its turn
+			form, fellBack = documentedName, true
+		case !repeated && (f.unsent || f.reason == reasonKeyRefused && p.refreshKey(credential)):
+			repeated = true
+		default:
+			return nil, false, f
 		}
 	}
 }
 
+// fallbackMemory is how long the API is believed to take only what is documented.
+const fallbackMemory = time.Hour
+
+// bodyForm returns how to name the permissions.
+func (p *pool) bodyForm(a *ask) bodyForm {
+	if int64(p.elapsed(time.Now())) < p.documentedUntil.Load() && documented(a.permissions) {
+		return documentedName
+	}
+	return bothNames
+}
+
+// warnOfToken tells the operator once what is odd about the API's tokens.
+func (p *pool) warnOfToken(logger *zap.Logger, minted *mintReply, a *ask) {
+	if !minted.hasExp && p.noExpWarned.CompareAndSwap(false, true) {
+		logger.Warn("the API's token has no exp; taking the one that was asked for", zap.Duration("ttl", a.ttl))
+	}
+	missing, unverified := minted.grant.doubts(a.permissions)
+	if len(missing) > 0 && p.fewerWarned.CompareAndSwap(false, true) {
+		logger.Warn("the API's token permits less than was asked for", zap.Strings("asked", a.permissions), zap.Strings("missing", missing))
+	}
+	if unverified != nil && p.unverifiedWarned.CompareAndSwap(false, true) {
+		logger.Warn("what the API's token permits cannot be verified; it is used nevertheless",
+			zap.Strings("asked", a.permissions), zap.String("error", cleanDetail(unverified.Error(), p.credential().apiKey)))
+	}
+}
+
 // askAPI sends one request and counts it.
-func (p *pool) askAPI(ctx context.Context, transport http.RoundTripper, apiKey string, a *ask, e errand) (mintReply, error) {
+func (p *pool) askAPI(ctx context.Context, transport http.RoundTripper, apiKey string, a *ask, form bodyForm, e errand) (mintReply, error) {
 	start := time.Now()
 	ctx, span := startMintSpan(ctx, e, p.endpoint)
 	status, result := 0, outcome(reasonUnavailable) // if it panics
@@ -530,7 +579,7 @@ func (p *pool) askAPI(ctx context.Context, transport http.RoundTripper, apiKey s
 		p.mintDuration.Observe(time.Since(start).Seconds())
 		endMintSpan(span, status, result)
 	}()
-	minted, err := mintToken(ctx, transport, p.endpoint, apiKey, a)
+	minted, err := mintToken(ctx, transport, p.endpoint, apiKey, a, form)
 	if err != nil {
 		f := asFailure(err)
 		status, result = f.answered, outcome(f.reason)

@@ -41,6 +41,7 @@ type mintRequest struct {
 	doc  string
 	user string
 	exp  int64
+	body string
 }
 
 func (f *fakeAPI) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -51,12 +52,16 @@ func (f *fakeAPI) RoundTrip(r *http.Request) (*http.Response, error) {
 		Exp    int64  `json:"exp"`
 		UserID string `json:"user_id"`
 	}
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+	sent, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(sent, &body); err != nil {
 		return nil, err
 	}
 	asked := mintRequest{
 		ctx: r.Context(), key: r.Header.Get("Authorization"),
-		doc: body.AllowedDocuments[0].DocumentID, user: body.UserID, exp: body.Exp,
+		doc: body.AllowedDocuments[0].DocumentID, user: body.UserID, exp: body.Exp, body: string(sent),
 	}
 	f.mu.Lock()
 	f.mints++
@@ -81,9 +86,9 @@ func respond(r *http.Request, status int, body string) *http.Response {
 	return &http.Response{StatusCode: status, Header: make(http.Header), Body: io.NopCloser(bytes.NewBufferString(body)), Request: r}
 }
 
-// signed returns a token that differs by serial.
+// signed returns a token for reading that differs by serial.
 func signed(serial int, exp int64) string {
-	return testJWT(map[string]any{"exp": exp, "jti": serial})
+	return testJWT(map[string]any{"exp": exp, "jti": serial, "permissions": []string{"read"}})
 }
 
 func (f *fakeAPI) set(answer func(mintRequest) (*http.Response, error)) {
@@ -530,7 +535,7 @@ func TestRetryAfterIsKept(t *testing.T) {
 
 func TestPermanentRefusalIsRememberedForSeconds(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(failing(422))
+		p.api.set(failing(404))
 		for range 10 {
 			p.wantFailure("doc", reasonRejected)
 			time.Sleep(100 * time.Millisecond)
@@ -782,7 +787,7 @@ func TestRenewalIsTriedOnceASecond(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		p.want("doc", resultMinted)
 		time.Sleep(30 * time.Minute)
-		p.api.set(failing(422))
+		p.api.set(failing(404))
 		for range 100 {
 			p.want("doc", resultRenewing)
 			time.Sleep(10 * time.Millisecond)
@@ -1095,7 +1100,7 @@ func TestTokensOutliveSeveralRotations(t *testing.T) {
 		for i := range 3 {
 			rotate(p, fmt.Sprint("pdf_live_", i))
 			answer := p.api.answer
-			p.api.set(failing(422))
+			p.api.set(failing(404))
 			if got := p.want("doc", resultStale); got != old {
 				t.Errorf("after %d rotations: another token", i+1)
 			}

@@ -179,9 +179,14 @@ func (e errand) avoids(t *token) bool {
 	return e.rejected != nil && e.rejected.jwt() == t.jwt() || e.rejectedText != "" && t.is(e.rejectedText)
 }
 
+// storeVersion stands in the names of entries. It changes when gateways must
+// not read what older ones have written: those of version 1 did not check what
+// a token permits.
+const storeVersion = "2"
+
 // storeName is everything that makes two tokens different.
 func (p *pool) storeName(key []byte) string {
-	return string(append(appendField(nil, p.settings.endpoint), key...))
+	return string(append(appendField(appendField(nil, storeVersion), p.settings.endpoint), key...))
 }
 
 func (p *pool) readStoredToken(entry []byte, key string, a *ask, now time.Time) (*token, error) {
@@ -189,12 +194,15 @@ func (p *pool) readStoredToken(entry []byte, key string, a *ask, now time.Time) 
 	if err := json.Unmarshal(entry, &s); err != nil {
 		return nil, errors.New("the entry is not one of ours")
 	}
-	exp, _, err := readToken(s.JWT, a, s.AskedExp, now)
+	facts, err := readToken(s.JWT, a, s.AskedExp, now)
 	if err != nil {
 		return nil, err
 	}
+	if facts.ownOnly {
+		return nil, errors.New("the token names the user in another case")
+	}
 	minted := time.Unix(0, s.Minted)
-	t := newToken(key, s.JWT, exp, s.AskedExp, minted)
+	t := newToken(key, s.JWT, facts.exp, s.AskedExp, minted)
 	if s.Replaced {
 		t.replaceAfter.Store(int64(p.elapsed(minted) + replacementRest))
 	}

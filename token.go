@@ -1,7 +1,6 @@
 package viewersession
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -123,69 +122,129 @@ func (t *token) is(text string) bool {
 	return text == t.jwt() || text == unsigned
 }
 
-// readToken checks what the API sent as a session token and returns when it
-// expires. The signature cannot be checked here: only the API has the key.
-// exp is bounded by the one asked for; found is false if the token has none.
-func readToken(jwt string, a *ask, askedExp int64, now time.Time) (exp int64, found bool, err error) {
+// tokenFacts is what a token says of itself.
+type tokenFacts struct {
+	payload json.RawMessage
+	grant   grant
+
+	exp    int64 // Unix seconds, bounded by the one asked for
+	hasExp bool  // false: the token has none, and exp is the one asked for
+
+	// ownOnly is set for a token that names the user in another case than the
+	// one asked for. It serves the mint that it came from, and nobody else.
+	ownOnly bool
+}
+
+// readToken checks what the API sent as a session token. The signature cannot
+// be checked here: only the API has the key. With an error it returns what is
+// known of the token nevertheless.
+func readToken(jwt string, a *ask, askedExp int64, now time.Time) (facts tokenFacts, err error) {
 	if len(jwt) > maxTokenBytes {
-		return 0, false, fmt.Errorf("the token has %d bytes, more than the %d that are accepted", len(jwt), maxTokenBytes)
+		return facts, fmt.Errorf("the token has %d bytes, more than the %d that are accepted", len(jwt), maxTokenBytes)
 	}
 	parts := strings.Split(jwt, ".")
 	if len(parts) != 3 {
-		return 0, false, fmt.Errorf("the token has %d parts; a JWT has 3", len(parts))
+		return facts, fmt.Errorf("the token has %d parts; a JWT has 3", len(parts))
 	}
 	for _, part := range parts {
 		if part == "" || strings.ContainsFunc(part, notBase64URL) {
-			return 0, false, errors.New("the token has an empty part or bytes that no JWT has")
+			return facts, errors.New("the token has an empty part or bytes that no JWT has")
 		}
 	}
 	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
 	if err != nil {
-		return 0, false, errors.New("the token's payload is not base64url")
+		return facts, errors.New("the token's payload is not base64url")
 	}
 	// A map, since a struct would also take "EXP" for exp.
 	var claims map[string]json.RawMessage
 	if err := json.Unmarshal(payload, &claims); err != nil || claims == nil {
-		return 0, false, errors.New("the token's payload is not a JSON object")
+		return facts, errors.New("the token's payload is not a JSON object")
 	}
-	if err := checkSubject(claims, a); err != nil {
-		return 0, false, err
+	facts.payload = payload
+	entries, err := documentEntries(claims, a.documentID)
+	if err != nil {
+		return facts, err
 	}
-	raw := bytes.TrimSpace(claims["exp"])
-	if len(raw) == 0 || string(raw) == "null" {
-		return askedExp, false, nil
+	if facts.ownOnly, err = checkUser(claims["user_id"], a.userID); err != nil {
+		return facts, err
+	}
+	if facts.grant, err = readGrant(append(entries, claims)); err != nil {
+		return facts, err
+	}
+	if err := facts.readExp(claims["exp"], askedExp, now); err != nil {
+		return facts, err
+	}
+	return facts, facts.grant.check(a.permissions)
+}
+
+func (f *tokenFacts) readExp(raw json.RawMessage, askedExp int64, now time.Time) error {
+	if !stated(raw) {
+		f.exp = askedExp
+		return nil
 	}
 	var seconds float64 // RFC 7519 allows fractions
 	if err := json.Unmarshal(raw, &seconds); err != nil {
-		return 0, false, errors.New("the token's exp is not a number")
+		return errors.New("the token's exp is not a number")
 	}
-	exp = int64(math.Floor(min(seconds, float64(askedExp))))
+	exp := int64(math.Floor(min(seconds, float64(askedExp))))
 	if exp <= now.Unix() {
-		return 0, false, fmt.Errorf("the token has expired already: its exp lies %.0f s before this machine's clock; check the clock", float64(now.Unix())-seconds)
+		return fmt.Errorf("the token has expired already: its exp lies %.0f s before this machine's clock; check the clock", float64(now.Unix())-seconds)
 	}
-	return exp, true, nil
-}
-
-// checkSubject refuses a token that names another document or user than the
-// one asked for. A cache or a proxy between here and the API that mixes up its
-// answers must not hand one user's token to another. What the token does not
-// say is not held against it.
-func checkSubject(claims map[string]json.RawMessage, a *ask) error {
-	documents := []map[string]json.RawMessage{claims}
-	var allowed []map[string]json.RawMessage
-	if json.Unmarshal(claims["allowed_documents"], &allowed) == nil {
-		documents = append(documents, allowed...)
-	}
-	for _, document := range documents {
-		if id := stringMember(document, "document_id"); id != "" && !strings.EqualFold(id, a.documentID) {
-			return errors.New("the token is for another document than the one asked for")
-		}
-	}
-	if id := stringMember(claims, "user_id"); id != "" && id != a.userID {
-		return errors.New("the token is for another user than the one asked for")
-	}
+	f.exp, f.hasExp = exp, true
 	return nil
 }
+
+// documentEntries returns the entries of the token's allowed_documents. A token
+// that names another document than the one asked for is refused: a cache or a
+// proxy between here and the API that mixes up its answers must not hand one
+// user's token to another. What the token does not say is not held against it;
+// what it says in a form that is not known is.
+func documentEntries(claims map[string]json.RawMessage, documentID string) ([]map[string]json.RawMessage, error) {
+	var list []json.RawMessage
+	if raw := claims["allowed_documents"]; stated(raw) && json.Unmarshal(raw, &list) != nil {
+		return nil, errors.New("the token's allowed_documents is not a list")
+	}
+	entries := make([]map[string]json.RawMessage, len(list), len(list)+1)
+	for i, raw := range list {
+		if json.Unmarshal(raw, &entries[i]) != nil || entries[i] == nil {
+			return nil, errors.New("an entry of the token's allowed_documents is not an object")
+		}
+	}
+	for _, object := range append(entries, claims) {
+		raw := object["document_id"]
+		if !stated(raw) {
+			continue
+		}
+		var id string
+		if json.Unmarshal(raw, &id) != nil {
+			return nil, errors.New("the token's document_id is not a string")
+		}
+		if !strings.EqualFold(id, documentID) {
+			return nil, errors.New("the token is for another document than the one asked for")
+		}
+	}
+	return entries, nil
+}
+
+// checkUser refuses a token that names another user than the one asked for.
+// The API may trim a user's name and fold its case; otherCase reports the latter.
+func checkUser(raw json.RawMessage, asked string) (otherCase bool, err error) {
+	if !stated(raw) {
+		return false, nil
+	}
+	var user string
+	if json.Unmarshal(raw, &user) != nil {
+		return false, errors.New("the token's user_id is not a string")
+	}
+	user, asked = strings.TrimSpace(user), strings.TrimSpace(asked)
+	if !strings.EqualFold(user, asked) {
+		return false, errors.New("the token is for another user than the one asked for")
+	}
+	return user != asked, nil
+}
+
+// stated reports whether a member of a JSON object is there, and not null.
+func stated(raw json.RawMessage) bool { return len(raw) > 0 && string(raw) != "null" }
 
 // stringMember returns a member of a JSON object if it is a string, or nothing.
 func stringMember(object map[string]json.RawMessage, name string) string {

@@ -65,7 +65,8 @@ func TestReadTokenExp(t *testing.T) {
 		{`{"exp": {}}`, 0, false, notNumber},
 		{`{"exp": 1e999}`, 0, false, notNumber},
 	} {
-		exp, found, err := readToken(jwtWithPayload(test.payload), &ask{documentID: "doc"}, asked, testNow)
+		facts, err := readToken(jwtWithPayload(test.payload), &ask{documentID: "doc"}, asked, testNow)
+		exp, found := facts.exp, facts.hasExp
 		if test.err != "" {
 			if err == nil || err.Error() != test.err {
 				t.Errorf("%s: got %d, %v\nwant %s", test.payload, exp, err, test.err)
@@ -81,8 +82,8 @@ func TestReadTokenExp(t *testing.T) {
 // A fraction of the second that has begun may lie in the past, too.
 func TestReadTokenThatExpiredWithinThisSecond(t *testing.T) {
 	now := testNow.Add(700 * time.Millisecond)
-	if exp, _, err := readToken(jwtWithPayload(`{"exp": 1800000000.5}`), &ask{documentID: "doc"}, 1_800_003_600, now); err == nil {
-		t.Errorf("a token that expired 200 ms ago is taken, until %d", exp)
+	if facts, err := readToken(jwtWithPayload(`{"exp": 1800000000.5}`), &ask{documentID: "doc"}, 1_800_003_600, now); err == nil {
+		t.Errorf("a token that expired 200 ms ago is taken, until %d", facts.exp)
 	}
 }
 
@@ -94,8 +95,8 @@ func TestReadTokenNeverGivesAnExpThatIsPast(t *testing.T) {
 			for seconds := range 3 {
 				now := testNow.Add(late)
 				payload := fmt.Sprintf(`{"exp": %.3f}`, float64(testNow.Unix())+float64(seconds)+fraction)
-				exp, _, err := readToken(jwtWithPayload(payload), &ask{documentID: "doc"}, 1_800_003_600, now)
-				if err == nil && newToken("", "", exp, 1_800_003_600, now).freshness(now, 0) == expired {
+				facts, err := readToken(jwtWithPayload(payload), &ask{documentID: "doc"}, 1_800_003_600, now)
+				if err == nil && newToken("", "", facts.exp, 1_800_003_600, now).freshness(now, 0) == expired {
 					t.Fatalf("%s is taken %v into the second, and expired at once", payload, late)
 				}
 			}
@@ -144,7 +145,7 @@ func TestReadTokenShape(t *testing.T) {
 		{"too large", "a." + payload + "." + strings.Repeat("s", 8192-2-len(payload)), "the token has 8193 bytes, more than the 8192 that are accepted"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			_, _, err := readToken(test.jwt, &ask{documentID: "doc"}, 1_800_003_600, testNow)
+			_, err := readToken(test.jwt, &ask{documentID: "doc"}, 1_800_003_600, testNow)
 			got := ""
 			if err != nil {
 				got = err.Error()
@@ -159,7 +160,7 @@ func TestReadTokenShape(t *testing.T) {
 func TestEveryByteInAToken(t *testing.T) {
 	payload := base64.RawURLEncoding.EncodeToString([]byte(`{}`))
 	for c := range 256 {
-		_, _, err := readToken("a."+payload+".x"+string([]byte{byte(c)})+"y", &ask{documentID: "doc"}, 1_800_003_600, testNow)
+		_, err := readToken("a."+payload+".x"+string([]byte{byte(c)})+"y", &ask{documentID: "doc"}, 1_800_003_600, testNow)
 		allowed := c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '-' || c == '_'
 		if (err == nil) != allowed {
 			t.Errorf("%#x: %v", c, err)
@@ -170,6 +171,8 @@ func TestEveryByteInAToken(t *testing.T) {
 func TestReadTokenForSomebodyElse(t *testing.T) {
 	const document = "the token is for another document than the one asked for"
 	const user = "the token is for another user than the one asked for"
+	const noID, noUser = "the token's document_id is not a string", "the token's user_id is not a string"
+	const noList, noObject = "the token's allowed_documents is not a list", "an entry of the token's allowed_documents is not an object"
 	for _, test := range []struct{ payload, want string }{
 		{`{}`, ""},
 		{`{"allowed_documents": [{"document_id": "doc"}], "user_id": "ann"}`, ""},
@@ -178,7 +181,6 @@ func TestReadTokenForSomebodyElse(t *testing.T) {
 		{`{"allowed_documents": null, "user_id": null, "document_id": null}`, ""},
 		{`{"allowed_documents": []}`, ""},
 		{`{"allowed_documents": [{"document_permissions": ["read"]}]}`, ""},
-		{`{"allowed_documents": "doc"}`, ""},
 		{`{"sub": "bob"}`, ""},
 		{`{"document_id": "doc2"}`, document},
 		{`{"document_id": "do"}`, document},
@@ -186,10 +188,32 @@ func TestReadTokenForSomebodyElse(t *testing.T) {
 		{`{"allowed_documents": [{"document_id": "doc"}, {"document_id": "other"}]}`, document},
 		{`{"document_id": "doc", "allowed_documents": [{"document_id": "other"}]}`, document},
 		{`{"user_id": "bob"}`, user},
-		{`{"user_id": "Ann"}`, user},
-		{`{"user_id": "ann "}`, user},
+		{`{"user_id": "anna"}`, user},
+		{`{"user_id": ""}`, user},
+		{`{"user_id": "a n n"}`, user},
+
+		// An API may trim names and fold their case.
+		{`{"user_id": "Ann"}`, ""},
+		{`{"user_id": "ann "}`, ""},
+		{`{"user_id": "\tANN\u00a0"}`, ""},
+
+		// What is there in a form that is not known is held against the token.
+		{`{"allowed_documents": "doc"}`, noList},
+		{`{"allowed_documents": {"document_id": "doc"}}`, noList},
+		{`{"allowed_documents": [{"document_id": "doc"}, "doc"]}`, noObject},
+		{`{"allowed_documents": ["doc", {"document_id": "other"}]}`, noObject},
+		{`{"allowed_documents": [null]}`, noObject},
+		{`{"allowed_documents": [["doc"]]}`, noObject},
+		{`{"allowed_documents": [{"document_id": 5}]}`, noID},
+		{`{"allowed_documents": [{"document_id": ["doc"]}]}`, noID},
+		{`{"document_id": {"document_id": "doc"}}`, noID},
+		{`{"document_id": ""}`, document},
+		{`{"user_id": ["ann"]}`, noUser},
+		{`{"user_id": 5}`, noUser},
+		{`{"user_id": {"id": "ann"}}`, noUser},
+		{`{"user_id": false}`, noUser},
 	} {
-		_, _, err := readToken(jwtWithPayload(test.payload), &ask{documentID: "doc", userID: "ann"}, 1_800_003_600, testNow)
+		_, err := readToken(jwtWithPayload(test.payload), &ask{documentID: "doc", userID: "ann"}, 1_800_003_600, testNow)
 		got := ""
 		if err != nil {
 			got = err.Error()
@@ -198,8 +222,19 @@ func TestReadTokenForSomebodyElse(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", test.payload, got, test.want)
 		}
 	}
-	if _, _, err := readToken(jwtWithPayload(`{"user_id": "bob"}`), &ask{documentID: "doc"}, 1_800_003_600, testNow); err == nil {
+	if _, err := readToken(jwtWithPayload(`{"user_id": "bob"}`), &ask{documentID: "doc"}, 1_800_003_600, testNow); err == nil {
 		t.Error("a token of bob's is taken although no user was asked for")
+	}
+}
+
+// Two users may differ in case alone. A token that names the other spelling is
+// good for the request that it was minted for, and for no one else's.
+func TestReadTokenForAUserInAnotherCase(t *testing.T) {
+	for user, want := range map[string]bool{"ann": false, " ann": false, "Ann": true, "ANN ": true} {
+		facts, err := readToken(jwtWithPayload(`{"user_id": "`+user+`"}`), &ask{documentID: "doc", userID: "ann"}, 1_800_003_600, testNow)
+		if err != nil || facts.ownOnly != want {
+			t.Errorf("%q: got %v, %v, want %v", user, facts.ownOnly, err, want)
+		}
 	}
 }
 

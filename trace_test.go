@@ -94,7 +94,7 @@ func TestMintSpanOfFailures(t *testing.T) {
 		want   []string
 	}{
 		{failing(500), []string{"http.response.status_code=500 error.type=unavailable"}},
-		{failing(422), []string{"http.response.status_code=422 error.type=rejected"}},
+		{failing(404), []string{"http.response.status_code=404 error.type=rejected"}},
 		{hanging, []string{"viewer_session.renewal=false error.type=timeout"}},
 		{refusing, []string{"viewer_session.renewal=false error.type=unavailable", "viewer_session.renewal=false error.type=unavailable"}}, // sent again
 	} {

@@ -31,20 +31,22 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //		max_ttl      <duration>
 //		delay        <duration>
 //		allow_remote
+//		permissions_member permissions|document_permissions
+//		strict
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume directive name
 	if d.NextArg() {
 		return d.Errf("unexpected argument %q: the settings go in a block", d.Val())
 	}
-	arguments := map[string]int{"api_key": 1, "server_url": 1, "max_ttl": 1, "delay": 1, "allow_remote": 0}
+	arguments := map[string]int{"api_key": 1, "server_url": 1, "max_ttl": 1, "delay": 1, "allow_remote": 0, "permissions_member": 1, "strict": 0}
 	seen := make(map[string]bool)
 	for d.NextBlock(0) {
 		name, args := d.Val(), d.RemainingArgs()
 		want, known := arguments[name]
 		switch {
 		case !known:
-			return d.Errf("unrecognized subdirective %q: use api_key, server_url, max_ttl, delay or allow_remote", name)
+			return d.Errf("unrecognized subdirective %q: use api_key, server_url, max_ttl, delay, allow_remote, permissions_member or strict", name)
 		case seen[name]:
 			return d.Errf("%s is given twice", name)
 		case len(args) != want || slices.Contains(args, ""):
@@ -64,6 +66,11 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			h.Fault.Delay, err = parseDuration(args[0])
 		case "allow_remote":
 			h.AllowRemote = true
+		case "permissions_member":
+			h.PermissionsMember = args[0]
+			err = Options{PermissionsMember: args[0]}.validate()
+		case "strict":
+			h.Strict = true
 		}
 		if err != nil {
 			return d.Errf("%s: %v", name, err)

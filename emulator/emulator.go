@@ -5,7 +5,10 @@ package emulator
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
+	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -39,6 +42,16 @@ type Options struct {
 	// Default: no limit below the API's own.
 	MaxTTL time.Duration
 
+	// The member of a document's entry that holds its permissions:
+	// "permissions", as reported of the live API, or "document_permissions", as
+	// in its guides. The other one is ignored, and a request without grants
+	// everything. Default: "permissions".
+	PermissionsMember string
+
+	// Refuse members that the guides do not name, "permissions" among them. It
+	// implies a PermissionsMember of "document_permissions".
+	Strict bool
+
 	// How to misbehave from the start; see [Emulator.SetFault].
 	Fault Fault
 
@@ -60,8 +73,34 @@ type Emulator struct {
 	fault Fault
 }
 
-// New returns an emulator. It panics if opts.Fault is not valid.
+// The values of [Options.PermissionsMember].
+const (
+	livePermissions       = "permissions"
+	documentedPermissions = "document_permissions"
+)
+
+// validate returns what is wrong with the options, if anything.
+func (o Options) validate() error {
+	switch o.PermissionsMember {
+	case "", livePermissions, documentedPermissions:
+	default:
+		return fmt.Errorf("permissions_member %q: use permissions or document_permissions", o.PermissionsMember)
+	}
+	if o.Strict && o.PermissionsMember == livePermissions {
+		return errors.New("strict refuses the member permissions: leave permissions_member out")
+	}
+	return o.Fault.Validate()
+}
+
+// New returns an emulator. It panics if opts are not valid.
 func New(opts Options) *Emulator {
+	if err := opts.validate(); err != nil {
+		panic("emulator: " + err.Error())
+	}
+	if opts.Strict {
+		opts.PermissionsMember = documentedPermissions
+	}
+	opts.PermissionsMember = cmp.Or(opts.PermissionsMember, livePermissions)
 	if opts.ServerURL != "" && !strings.HasSuffix(opts.ServerURL, "/") {
 		opts.ServerURL += "/"
 	}

@@ -17,7 +17,7 @@ import (
 
 const (
 	testKey  = "pdf_live_viewer"
-	testBody = `{"allowed_documents":[{"document_id":"doc1","document_permissions":["read"]}]}`
+	testBody = `{"allowed_documents":[{"document_id":"doc1","permissions":["read"]}]}`
 )
 
 // request makes one from this machine, with the key and media type of a good one.
@@ -124,7 +124,7 @@ func TestMintAnswer(t *testing.T) {
 			t.Errorf("jti %q", jti)
 		}
 		delete(claims, "jti")
-		wantJSON(t, "claims", claims, fmt.Sprintf(`{"allowed_documents":[{"collaboration_permissions":["annotations:edit:self"],"document_id":"doc1"}],`+
+		wantJSON(t, "claims", claims, fmt.Sprintf(`{"allowed_documents":[{"collaboration_permissions":["annotations:edit:self"],"document_id":"doc1","permissions":["read","write","download"]}],`+
 			`"exp":%d,"iat":%d,"nested":{"a":[null,true]},"ratio":1.50,"seat":9007199254740993,"server_url":"http://localhost:9091/","user_id":"ada"}`,
 			now+3600, now))
 	})
@@ -222,11 +222,11 @@ func TestMintRefusals(t *testing.T) {
 		{"document_id empty", document(`"document_id":""`), 400, "$.allowed_documents[0].document_id"},
 		{"document_id a number", document(`"document_id":1`), 400, "$.allowed_documents[0].document_id"},
 		{"document_id in another case", document(`"Document_ID":"doc1"`), 400, "$.allowed_documents[0].document_id"},
-		{"permissions empty", document(`"document_id":"a","document_permissions":[]`), 422, "$.allowed_documents[0].document_permissions"},
-		{"permissions null", document(`"document_id":"a","document_permissions":null`), 400, "$.allowed_documents[0].document_permissions"},
-		{"permissions a string", document(`"document_id":"a","document_permissions":"read"`), 400, "$.allowed_documents[0].document_permissions"},
-		{"permission empty", document(`"document_id":"a","document_permissions":["read",""]`), 400, "$.allowed_documents[0].document_permissions[1]"},
-		{"permission a number", document(`"document_id":"a","document_permissions":[1]`), 400, "$.allowed_documents[0].document_permissions[0]"},
+		{"permissions empty", document(`"document_id":"a","permissions":[]`), 422, "$.allowed_documents[0].permissions"},
+		{"permissions null", document(`"document_id":"a","permissions":null`), 400, "$.allowed_documents[0].permissions"},
+		{"permissions a string", document(`"document_id":"a","permissions":"read"`), 400, "$.allowed_documents[0].permissions"},
+		{"permission empty", document(`"document_id":"a","permissions":["read",""]`), 400, "$.allowed_documents[0].permissions[1]"},
+		{"permission a number", document(`"document_id":"a","permissions":[1]`), 400, "$.allowed_documents[0].permissions[0]"},
 		{"user_id empty", with(`"user_id":""`), 400, "$.user_id"},
 		{"user_id null", with(`"user_id":null`), 400, "$.user_id"},
 		{"user_id a number", with(`"user_id":7`), 400, "$.user_id"},
@@ -349,7 +349,7 @@ func TestLifetime(t *testing.T) {
 
 func TestAuth(t *testing.T) {
 	e := New(Options{})
-	good := mint(t, e, `{"allowed_documents":[{"document_id":"doc1","document_permissions":["read","write"]},{"document_id":"a/b"}]}`)
+	good := mint(t, e, `{"allowed_documents":[{"document_id":"doc1","permissions":["read","write"]},{"document_id":"a/b"}]}`)
 	parts := strings.Split(good, ".")
 	encode := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 	forged := encode(`{"allowed_documents":[{"document_id":"doc1"}],"exp":4102444800}`)
@@ -746,5 +746,53 @@ func TestSDKIsServedToPages(t *testing.T) {
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != 200 || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/javascript") || !strings.Contains(string(body), "globalThis.NutrientViewer") {
 		t.Errorf("%v, status %d, %v, %d bytes", err, resp.StatusCode, resp.Header, len(body))
+	}
+}
+
+func TestPermissionsThatAreRead(t *testing.T) {
+	const both = `"document_permissions":["read"],"permissions":["read","download"]`
+	for _, tc := range []struct {
+		name, members string
+		options       Options
+		want          int
+		granted       string // the entry's members but for the id
+	}{
+		{"live", both, Options{}, 201, `{"permissions":["read","download"]}`},
+		{"live, documented name only", `"document_permissions":["read"]`, Options{}, 201, `{"permissions":["read","write","download"]}`},
+		{"live, documented name odd", `"document_permissions":5`, Options{}, 201, `{"permissions":["read","write","download"]}`},
+		{"live, none", ``, Options{}, 201, `{"permissions":["read","write","download"]}`},
+		{"live, unknown name", `"permissions":["read","print"]`, Options{}, 422, ""},
+		{"guides", both, Options{PermissionsMember: "document_permissions"}, 201, `{"document_permissions":["read"]}`},
+		{"guides, live name only", `"permissions":["read"]`, Options{PermissionsMember: "document_permissions"}, 201, `{"document_permissions":["read","write","download"]}`},
+		{"guides, another name", `"document_permissions":["print"]`, Options{PermissionsMember: "document_permissions"}, 201, `{"document_permissions":["print"]}`},
+		{"strict", both, Options{Strict: true}, 400, ""},
+		{"strict, documented name only", `"document_permissions":["read"]`, Options{Strict: true}, 201, `{"document_permissions":["read"]}`},
+		{"strict, another member", `"document_permissions":["read"],"x":1`, Options{Strict: true}, 400, ""},
+		{"granting all", both, Options{Fault: Fault{Mode: "grant_all"}}, 201, `{"permissions":["read","write","download"]}`},
+		{"stating nothing", both, Options{Fault: Fault{Mode: "unstated"}}, 201, `{}`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			body := `{"allowed_documents":[{"document_id":"doc1"` + strings.TrimSuffix(","+tc.members, ",") + `}]}`
+			e := New(tc.options)
+			rec, _ := serve(e, request("POST", "/viewer/sessions", body))
+			if rec.Code != tc.want {
+				t.Fatalf("status %d, want %d: %s", rec.Code, tc.want, rec.Body)
+			}
+			if tc.want != 201 {
+				return
+			}
+			var reply struct{ JWT string }
+			if err := json.Unmarshal(rec.Body.Bytes(), &reply); err != nil {
+				t.Fatal(err)
+			}
+			entry := payload(t, reply.JWT)["allowed_documents"].([]any)[0].(map[string]any)
+			delete(entry, "document_id")
+			wantJSON(t, "the entry", entry, tc.granted)
+		})
+	}
+	for _, options := range []Options{{PermissionsMember: "rights"}, {PermissionsMember: "permissions", Strict: true}} {
+		if options.validate() == nil {
+			t.Errorf("%+v is taken", options)
+		}
 	}
 }

@@ -27,6 +27,8 @@ type Fault struct {
 	//   - "hang": nothing, until the client leaves or Close is called
 	//   - "break_off": headers and half of the normal body, then the connection ends
 	//   - "drip": the normal answer, one byte every Delay
+	//   - "grant_all": a token that permits everything, whatever was asked for
+	//   - "unstated": a token that does not say what it permits
 	//   - "rubbish": 200 with an HTML page
 	//   - "empty": 201 without a body
 	//   - "huge": 201 with 10 MB of JSON
@@ -58,7 +60,7 @@ func (f Fault) Validate() error {
 		return errors.New("times must not be negative; 0 means until changed")
 	}
 	switch f.Mode {
-	case "", "hang", "break_off", "rubbish", "empty", "huge", "body":
+	case "", "hang", "break_off", "grant_all", "unstated", "rubbish", "empty", "huge", "body":
 	case "status":
 		if f.Status < 400 || f.Status > 599 {
 			return errors.New(`mode "status" needs a status from 400 to 599`)
@@ -72,7 +74,7 @@ func (f Fault) Validate() error {
 			return errors.New(`mode "redirect" needs a location`)
 		}
 	default:
-		return fmt.Errorf("unknown mode %q: use status, hang, break_off, drip, rubbish, empty, huge, redirect or body", f.Mode)
+		return fmt.Errorf("unknown mode %q: use status, hang, break_off, drip, grant_all, unstated, rubbish, empty, huge, redirect or body", f.Mode)
 	}
 	return nil
 }

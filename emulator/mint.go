@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -45,7 +47,7 @@ func (e *Emulator) serveSessions(w http.ResponseWriter, r *http.Request) {
 	}
 	a, ok := fault.answer()
 	if !ok {
-		a = e.mint(r, body, readErr)
+		a = e.mint(r, body, readErr, fault)
 	}
 	// Before the answer is written: who has read it finds it counted.
 	e.update(func(s *Stats) { s.countAnswer(a.status, documents) })
@@ -71,7 +73,7 @@ func requestedDocuments(body []byte) []string {
 }
 
 // mint judges one request to /viewer/sessions.
-func (e *Emulator) mint(r *http.Request, body []byte, readErr error) answer {
+func (e *Emulator) mint(r *http.Request, body []byte, readErr error, f Fault) answer {
 	if r.Method != http.MethodPost {
 		return methodNotAllowed(http.MethodPost)
 	}
@@ -96,10 +98,11 @@ func (e *Emulator) mint(r *http.Request, body []byte, readErr error) answer {
 	}
 
 	now := time.Now()
-	exp, status, failing := judge(claims, now)
+	exp, status, failing := e.judge(claims, now)
 	if len(failing) > 0 {
 		return apiError(status, "the request is not valid", failing...)
 	}
+	e.grant(claims, f)
 	if limit := now.Add(e.opts.MaxTTL).Unix(); e.opts.MaxTTL > 0 && exp > limit {
 		exp = limit
 	}
@@ -161,14 +164,52 @@ func nonEmptyString(v any) bool {
 	return ok && s != ""
 }
 
+// everything is what a request without permissions grants, and what the live
+// API knows.
+var everything = []string{"read", "write", "download"}
+
+// grant has each document's entry state what it permits, in the one member that
+// is read, in place of what was asked for.
+func (e *Emulator) grant(claims map[string]any, f Fault) {
+	for _, v := range claims["allowed_documents"].([]any) { // which has been judged
+		document := v.(map[string]any)
+		granted, ok := document[e.opts.PermissionsMember]
+		if !ok || f.Mode == "grant_all" {
+			granted = everything
+		}
+		delete(document, livePermissions)
+		delete(document, documentedPermissions)
+		if f.Mode != "unstated" {
+			document[e.opts.PermissionsMember] = granted
+		}
+	}
+}
+
+// guideMembers are the members that the guides name, of a request and of a
+// document's entry.
+var guideMembers = map[string][]string{
+	"$":                   {"allowed_documents", "exp", "user_id"},
+	"$.allowed_documents": {"document_id", documentedPermissions, "collaboration_permissions"},
+}
+
 // judge checks the claims that have a meaning here and returns the expiry asked
-// for, or what is wrong. Every other claim is the caller's business.
-func judge(claims map[string]any, now time.Time) (exp int64, status int, failing []failingPath) {
+// for, or what is wrong. Every other claim is the caller's business, unless the
+// emulator is strict.
+func (e *Emulator) judge(claims map[string]any, now time.Time) (exp int64, status int, failing []failingPath) {
 	status = http.StatusBadRequest
 	refuse := func(path, details string) {
 		failing = append(failing, failingPath{"$." + path, details})
 	}
 
+	refuseUnknown := func(object map[string]any, path, of string) {
+		for _, name := range slices.Sorted(maps.Keys(object)) {
+			if e.opts.Strict && !slices.Contains(guideMembers[of], name) {
+				refuse(path+name, "is not known")
+			}
+		}
+	}
+
+	refuseUnknown(claims, "", "$")
 	documents, _ := claims["allowed_documents"].([]any)
 	if len(documents) == 0 {
 		refuse("allowed_documents", "has to be a non-empty array of objects")
@@ -183,11 +224,12 @@ func judge(claims map[string]any, now time.Time) (exp int64, status int, failing
 		if !nonEmptyString(document["document_id"]) {
 			refuse(path+".document_id", "has to be a non-empty string")
 		}
-		v, ok := document["document_permissions"]
+		refuseUnknown(document, path+".", "$.allowed_documents")
+		v, ok := document[e.opts.PermissionsMember]
 		if !ok {
 			continue
 		}
-		path += ".document_permissions"
+		path += "." + e.opts.PermissionsMember
 		permissions, ok := v.([]any)
 		if !ok {
 			refuse(path, "has to be an array of strings")
@@ -196,8 +238,12 @@ func judge(claims map[string]any, now time.Time) (exp int64, status int, failing
 			refuse(path, "is empty; leave it out to allow everything")
 		}
 		for j, v := range permissions {
-			if !nonEmptyString(v) {
+			name, _ := v.(string)
+			if name == "" {
 				refuse(fmt.Sprintf("%s[%d]", path, j), "has to be a non-empty string")
+			} else if e.opts.PermissionsMember == livePermissions && !slices.Contains(everything, name) {
+				status = http.StatusUnprocessableEntity
+				refuse(fmt.Sprintf("%s[%d]", path, j), "is not known: use read, write or download")
 			}
 		}
 	}

@@ -37,6 +37,15 @@ type Handler struct {
 	// The longest lifetime granted. Default: 0, no limit below the API's own.
 	MaxTTL caddy.Duration `json:"max_ttl,omitempty"`
 
+	// The member of a document's entry that holds its permissions:
+	// `permissions`, as reported of the live API, or `document_permissions`, as
+	// in its guides. Default: `permissions`
+	PermissionsMember string `json:"permissions_member,omitempty"`
+
+	// Refuse members that the guides do not name, `permissions` among them.
+	// Default: false.
+	Strict bool `json:"strict,omitempty"`
+
 	// How to misbehave from the start. Default: not at all.
 	Fault Fault `json:"fault,omitzero"`
 
@@ -46,11 +55,25 @@ type Handler struct {
 
 // settings are what makes two emulators different.
 type settings struct {
-	apiKey      string
-	allowRemote bool
-	serverURL   string
-	maxTTL      caddy.Duration
-	fault       Fault
+	apiKey            string
+	allowRemote       bool
+	serverURL         string
+	maxTTL            caddy.Duration
+	permissionsMember string
+	strict            bool
+	fault             Fault
+}
+
+func (s settings) options() Options {
+	return Options{
+		APIKey:            s.apiKey,
+		AllowRemote:       s.allowRemote,
+		ServerURL:         s.serverURL,
+		MaxTTL:            time.Duration(s.maxTTL),
+		PermissionsMember: s.permissionsMember,
+		Strict:            s.strict,
+		Fault:             s.fault,
+	}
 }
 
 var emulators = caddy.NewUsagePool()
@@ -76,20 +99,11 @@ func (h *Handler) Provision(caddy.Context) error {
 	if h.MaxTTL < 0 {
 		return fmt.Errorf("max_ttl %v: must not be negative", time.Duration(h.MaxTTL))
 	}
-	if err := h.Fault.Validate(); err != nil {
-		return fmt.Errorf("fault: %w", err)
+	key := settings{apiKey, h.AllowRemote, h.ServerURL, h.MaxTTL, h.PermissionsMember, h.Strict, h.Fault}
+	if err := key.options().validate(); err != nil {
+		return err
 	}
-
-	key := settings{apiKey, h.AllowRemote, h.ServerURL, h.MaxTTL, h.Fault}
-	shared, _, err := emulators.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return pooled{New(Options{
-			APIKey:      key.apiKey,
-			AllowRemote: key.allowRemote,
-			ServerURL:   key.serverURL,
-			MaxTTL:      time.Duration(key.maxTTL),
-			Fault:       key.fault,
-		})}, nil
-	})
+	shared, _, err := emulators.LoadOrNew(key, func() (caddy.Destructor, error) { return pooled{New(key.options())}, nil })
 	if err != nil {
 		return err
 	}

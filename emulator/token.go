@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -39,8 +40,9 @@ func (e *Emulator) Revoke() {
 type session struct {
 	Expires   int64 `json:"exp"`
 	Documents []struct {
-		ID          string   `json:"document_id"`
-		Permissions []string `json:"document_permissions"`
+		ID         string   `json:"document_id"`
+		Live       []string `json:"permissions"`
+		Documented []string `json:"document_permissions"`
 	} `json:"allowed_documents"`
 }
 
@@ -136,10 +138,10 @@ func (e *Emulator) authorize(body io.Reader, document string) (permissions []str
 		if allowed.ID != document {
 			continue
 		}
-		if allowed.Permissions == nil {
-			return []string{"read", "write", "download"}, ""
+		if permissions = slices.Concat(allowed.Live, allowed.Documented); permissions == nil {
+			permissions = everything
 		}
-		return allowed.Permissions, ""
+		return permissions, ""
 	}
 	return nil, invalidToken
 }

@@ -439,6 +439,8 @@ func TestHostileChains(t *testing.T) {
 // Values that look like something else stay what they are: a user's name is
 // replaced into a claim once, and never parsed again.
 func TestHostileValues(t *testing.T) {
+	apiBehaves = behaviours["document_permissions"] // it takes any name
+	defer func() { apiBehaves = behaviours["permissions"] }()
 	s := newStage(t)
 	auth := newApp(t)
 	s.load(strings.ReplaceAll(`GATEWAY {

@@ -103,10 +103,10 @@ func existingApp(t *testing.T, s *stage, text string) {
 	if got := claims(t, read)["user_id"]; got != "alice" {
 		t.Errorf("user_id %v", got)
 	}
-	if got := document(t, read)["document_permissions"].([]any); len(got) != 1 || got[0] != "read" {
+	if got := document(t, read)["permissions"].([]any); len(got) != 1 || got[0] != "read" {
 		t.Errorf("permissions to read: %v", got)
 	}
-	if got := document(t, s.token("/documents/doc1/edit"))["document_permissions"].([]any); len(got) != 3 {
+	if got := document(t, s.token("/documents/doc1/edit"))["permissions"].([]any); len(got) != 3 {
 		t.Errorf("permissions to edit: %v", got)
 	}
 	auth.setAnswer("HTTP/1.1 200 OK\nRemote-User: bob\nContent-Length: 0\n\n")

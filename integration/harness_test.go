@@ -75,12 +75,15 @@ type stage struct {
 	logFile string
 }
 
+// apiBehaves is how the stand-in of a stage behaves. Tests that change it put it back.
+var apiBehaves = emulator.Options{APIKey: testKey}
+
 // newStage starts the stand-in and the app. Caddy starts with load.
 func newStage(t *testing.T) *stage {
 	t.Helper()
 	s := &stage{
 		t:       t,
-		api:     newStandIn(t, emulator.Options{APIKey: testKey}),
+		api:     newStandIn(t, apiBehaves),
 		app:     newApp(t),
 		gateway: freeAddress(t),
 		admin:   freeAddress(t),

@@ -59,7 +59,7 @@ func TestMetricsSurviveReloads(t *testing.T) {
 	for range 5 {
 		s.token("/documents/doc")
 	}
-	s.api.SetFault(emulator.Fault{Mode: "status", Status: 422})
+	s.api.SetFault(emulator.Fault{Mode: "status", Status: 409})
 	s.get("/documents/rejected", 502)
 	s.api.SetFault(emulator.Fault{})
 	before := s.scrape()

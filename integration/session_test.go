@@ -50,7 +50,7 @@ func TestSessionPath(t *testing.T) {
 	if head := s.app.last().head; strings.Contains(head, forgery) || strings.Contains(head, "eyJ") {
 		t.Errorf("the app saw\n%s", head)
 	}
-	if asked := s.api.minted(); len(asked) != 1 || asked[0].UserID != "alice" || asked[0].AllowedDocuments[0].DocumentID != "doc" {
+	if asked := s.api.minted(); len(asked) == 0 || asked[0].UserID != "alice" || asked[0].AllowedDocuments[0].DocumentID != "doc" {
 		t.Errorf("the API was asked for %+v", asked)
 	}
 	for name, want := range map[string]string{

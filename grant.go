@@ -1,0 +1,140 @@
+package viewersession
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// permissionMembers are the names under which permissions are asked for, and
+// under which a token may state them. The first is the documented one.
+var permissionMembers = [...]string{"document_permissions", "permissions"}
+
+// knownPermissions are those that the API documents. Others are passed on with
+// a warning, since it may learn more; what looks like a slip is refused.
+var knownPermissions = []string{"read", "write", "download"}
+
+// grant is what a token says that it permits.
+type grant struct {
+	permissions []string // sorted, without repeats; empty if the token does not say
+	statedAs    []string // the members that say so
+	names       []string // as they are written
+}
+
+// readGrant reads the permissions that a token states, in any of the objects
+// and under either name. All that is stated counts.
+func readGrant(objects []map[string]json.RawMessage) (grant, error) {
+	var g grant
+	for _, name := range permissionMembers {
+		for _, object := range objects {
+			raw := object[name]
+			if !stated(raw) {
+				continue
+			}
+			var names []*string
+			if json.Unmarshal(raw, &names) != nil || slices.Contains(names, nil) {
+				return grant{}, fmt.Errorf("the token's %s is not a list of names", name)
+			}
+			for _, permission := range names {
+				if normal := normalPermission(*permission); normal != "" {
+					g.permissions = append(g.permissions, normal)
+					g.statedAs = append(g.statedAs, name)
+					g.names = append(g.names, *permission)
+				}
+			}
+		}
+	}
+	slices.Sort(g.permissions)
+	g.permissions = slices.Compact(g.permissions)
+	g.statedAs = slices.Compact(g.statedAs)
+	return g, nil
+}
+
+// normalPermission returns the name by which permissions are compared.
+// read-document is what the vendor's self-hosted server calls read.
+func normalPermission(name string) string {
+	name = strings.ToLower(strings.TrimSpace(name))
+	if name == "read-document" {
+		return "read"
+	}
+	return name
+}
+
+func normalPermissions(names []string) []string {
+	normal := make([]string, len(names))
+	for i, name := range names {
+		normal[i] = normalPermission(name)
+	}
+	return normal
+}
+
+// overGrant is the error for a token that permits more than was asked for.
+type overGrant struct{ text string }
+
+// Error implements error.
+func (e *overGrant) Error() string { return e.text }
+
+// check returns an *overGrant if the token permits what was not asked for.
+func (g grant) check(asked []string) error {
+	asked = normalPermissions(asked)
+	var extra []string
+	for _, permission := range []string{"write", "download"} {
+		if slices.Contains(g.permissions, permission) && !slices.Contains(asked, permission) {
+			extra = append(extra, permission)
+		}
+	}
+	if len(extra) == 0 {
+		return nil
+	}
+	more := strings.Join(extra, " and ")
+	return &overGrant{fmt.Sprintf("the token also permits %s, which was not asked for, so it is not used; if %s is wanted, ask for it in permissions; "+
+		"if not, the API does not follow what it is asked for: see what caddy viewer-session mint says, and report it to the API's vendor", more, more)}
+}
+
+// checkFallback is check for a token that was asked for in the documented way
+// only. An API that does not read that name grants everything, so silence is
+// not taken for consent there.
+func (g grant) checkFallback(asked []string) error {
+	if len(g.permissions) > 0 || asksAll(asked) {
+		return nil
+	}
+	return &overGrant{"the token does not state its permissions, and the API refuses a request that names them as permissions, so the token may permit everything and is not used; " +
+		"see what caddy viewer-session mint says; if read, write and download are all wanted, ask for them in permissions"}
+}
+
+// asksAll reports whether nothing is left that could be granted beside.
+func asksAll(asked []string) bool {
+	asked = normalPermissions(asked)
+	return !slices.ContainsFunc(knownPermissions, func(known string) bool { return !slices.Contains(asked, known) })
+}
+
+// documented reports whether all these permissions are in the API's documentation.
+func documented(permissions []string) bool {
+	return !slices.ContainsFunc(permissions, func(name string) bool { return !slices.Contains(knownPermissions, name) })
+}
+
+// doubts returns what to warn of in a token that is used: what it lacks of what
+// was asked for, or why it cannot be told what it permits.
+func (g grant) doubts(asked []string) (missing []string, unverified error) {
+	asked = normalPermissions(asked)
+	if len(g.permissions) == 0 {
+		return nil, errors.New("the token does not state its permissions")
+	}
+	for _, permission := range asked {
+		if !slices.Contains(g.permissions, permission) {
+			missing = append(missing, permission)
+		}
+	}
+	var unknown []string
+	for _, name := range g.names {
+		if normal := normalPermission(name); !slices.Contains(asked, normal) && !slices.Contains(knownPermissions, normal) {
+			unknown = append(unknown, name) // as it is written, so that secrets in it can be told
+		}
+	}
+	if len(unknown) > 0 {
+		return missing, fmt.Errorf("the token states permissions that are not known: %s", strings.Join(unknown, " "))
+	}
+	return missing, nil
+}

@@ -1,0 +1,97 @@
+package viewersession
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// maxExactInteger is the largest integer that Caddy passes on unchanged: it
+// reads configs into doubles, which take 2^53 and 2^53+1 for the same number.
+const maxExactInteger = 1<<53 - 1
+
+// checkValue refuses a claim's value that is not, or may not be, what was
+// written in the config. value is decoded JSON with numbers as text.
+func checkValue(value any) error {
+	return eachScalar(value, func(scalar any) error {
+		switch v := scalar.(type) {
+		case json.Number:
+			f, err := v.Float64()
+			if err != nil {
+				return fmt.Errorf("the number %s is out of range; write a string instead", v)
+			}
+			if math.Abs(f) > maxExactInteger {
+				return fmt.Errorf("the number %s is beyond ±%d, so Caddy may change its digits; write a string instead", v, maxExactInteger)
+			}
+		case string:
+			return checkText(v)
+		}
+		return nil
+	})
+}
+
+// checkText refuses text that holds the replacement character, which decoders
+// put in the place of what is not text: a lone surrogate, or a stray byte.
+func checkText(s string) error {
+	if !utf8.ValidString(s) || strings.ContainsRune(s, utf8.RuneError) {
+		return errors.New("a string holds bytes or escapes that are not text (invalid UTF-8 or half of a surrogate pair)")
+	}
+	return nil
+}
+
+// checkNumbers refuses numbers that Caddy would write in another way than they
+// are written here, such as 1.10 and 1e3.
+func checkNumbers(value any) error {
+	return eachScalar(value, func(scalar any) error {
+		number, ok := scalar.(json.Number)
+		if !ok {
+			return nil
+		}
+		f, err := number.Float64()
+		if err != nil {
+			return fmt.Errorf("the number %s is out of range; write a string instead", number)
+		}
+		if sent := formatNumber(f); sent != number.String() {
+			return fmt.Errorf("the number %s would be sent as %s; write it like that, or as a string", number, sent)
+		}
+		return nil
+	})
+}
+
+// formatNumber returns the number as Caddy's JSON has it.
+func formatNumber(f float64) string {
+	text, err := json.Marshal(f)
+	if err != nil {
+		return strconv.FormatFloat(f, 'g', -1, 64) // not a number that JSON has
+	}
+	return string(text)
+}
+
+// eachScalar calls check with every scalar in a decoded JSON value, and with
+// the name of every member.
+func eachScalar(value any, check func(any) error) error {
+	switch v := value.(type) {
+	case []any:
+		for _, item := range v {
+			if err := eachScalar(item, check); err != nil {
+				return err
+			}
+		}
+	case map[string]any:
+		for name, item := range v {
+			if err := check(name); err != nil {
+				return err
+			}
+			if err := eachScalar(item, check); err != nil {
+				return err
+			}
+		}
+	default:
+		return check(v)
+	}
+	return nil
+}
