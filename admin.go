@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 func init() {
@@ -51,7 +53,7 @@ func (adminAPI) status(w http.ResponseWriter, r *http.Request) error {
 		Pools []poolStatus `json:"pools"`
 	}{Pools: []poolStatus{}}
 	for _, p := range allPools() {
-		all.Pools = append(all.Pools, p.status(time.Now()))
+		all.Pools = append(all.Pools, p.status(p.now()))
 	}
 	return writeAdminJSON(w, all)
 }
@@ -114,11 +116,11 @@ func (p *pool) storeStatus() *storeStatus {
 	return s
 }
 
-func (p *pool) status(now time.Time) poolStatus {
+func (p *pool) status(now clock.Time) poolStatus {
 	s := poolStatus{
 		Endpoint:      p.settings.endpoint,
 		APIKey:        p.settings.apiKey,
-		Since:         p.started,
+		Since:         p.started.Wall(),
 		Requests:      make(map[string]uint64),
 		Mints:         make(map[string]uint64),
 		MintsInFlight: p.counters.inFlight.Load(),
@@ -138,7 +140,7 @@ func (p *pool) status(now time.Time) poolStatus {
 	}
 	s.CachedTokens, s.CachedBytes = p.cache.size()
 	if until, cause := p.backoff.heldUntil(now); cause != nil {
-		s.BackOff = &troubleStatus{Until: &until, Reason: string(cause.reason), Error: cause.Error()}
+		s.BackOff = &troubleStatus{Until: new(until.Wall()), Reason: string(cause.reason), Error: cause.Error()}
 	}
 	p.mu.Lock()
 	s.Handlers = len(p.tenants)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 const (
@@ -54,9 +56,9 @@ type backoff struct {
 	throttle *failure
 
 	row         []askHash // the different documents that failed since the last answer
-	lastSuccess time.Time
-	cause       *failure  // why the endpoint is held back; nil while it is not
-	until       time.Time // no mint before, while it is held back
+	lastSuccess clock.Time
+	cause       *failure   // why the endpoint is held back; nil while it is not
+	until       clock.Time // no mint before, while it is held back
 	delay       time.Duration
 	probes      int     // under way
 	lastFailed  askHash // the document that failed last: others come first
@@ -67,7 +69,7 @@ type askHash [sha256.Size]byte
 
 type remembered struct {
 	cause *failure
-	until time.Time
+	until clock.Time
 }
 
 // admission is what admit grants: the right to send one mint. It must be
@@ -77,52 +79,64 @@ type admission struct {
 	probe         bool
 }
 
+func newAdmission(name, document string) admission {
+	return admission{ask: sha256.Sum256([]byte(name)), document: sha256.Sum256([]byte(document))}
+}
+
 // admit returns the failure to answer with if no mint may be sent now for the
 // ask with this name, which is for this document.
-func (b *backoff) admit(name, document string, now time.Time) (admission, *failure) {
-	a := admission{ask: sha256.Sum256([]byte(name)), document: sha256.Sum256([]byte(document))}
+func (b *backoff) admit(name, document string, now clock.Time) (admission, *failure) {
+	a := newAdmission(name, document)
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if f, _ := b.heldLocked(a, now); f != nil {
+		return admission{}, f
+	}
+	if b.cause != nil {
+		b.probes++
+		a.probe = true
+	}
+	return a, nil
+}
+
+// held says in advance what admit would say, and whether that is because this
+// ask has failed a moment ago.
+func (b *backoff) held(name, document string, now clock.Time) (f *failure, remembered bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.heldLocked(newAdmission(name, document), now)
+}
+
+func (b *backoff) heldLocked(a admission, now clock.Time) (f *failure, remembered bool) {
 	if r, ok := b.remembered[a.ask]; ok {
-		if now.Before(r.until) {
-			return admission{}, r.cause
+		if !now.Reached(r.until) {
+			return r.cause, true
 		}
 		delete(b.remembered, a.ask)
 	}
 	if b.throttle != nil {
-		if now.Before(b.throttle.retryAt) {
-			return admission{}, b.throttle
+		if !now.Reached(b.throttle.retryAt) {
+			return b.throttle, false
 		}
 		b.throttle = nil
 	}
 	if b.cause == nil {
-		return a, nil
+		return nil, false
 	}
 	until := b.until
 	if a.document == b.lastFailed {
 		until = until.Add(b.delay)
 	}
-	if now.Before(until) || b.probes >= maxProbes {
-		return admission{}, b.cause
+	if !now.Reached(until) || b.probes >= maxProbes {
+		return b.cause, false
 	}
-	b.probes++
-	a.probe = true
-	return a, nil
-}
-
-// remembers reports whether a mint for the ask with this name has failed a
-// moment ago, so that admit will say so as well.
-func (b *backoff) remembers(name string, now time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	r, ok := b.remembered[sha256.Sum256([]byte(name))]
-	return ok && now.Before(r.until)
+	return nil, false
 }
 
 // settle records how an admitted mint ended and returns the failure to answer
 // with, which knows more than f if the endpoint is held back now. A nil failure
 // is a success.
-func (b *backoff) settle(a admission, f *failure, now time.Time) *failure {
+func (b *backoff) settle(a admission, f *failure, now clock.Time) *failure {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if a.probe {
@@ -132,10 +146,10 @@ func (b *backoff) settle(a admission, f *failure, now time.Time) *failure {
 	case f == nil:
 		b.lastSuccess = now
 		b.reset()
-	case f.reason == reasonRateLimited:
-		// It was never sent: nothing is known of the endpoint.
+	case f.hurried:
+		// It had too little time: nothing is known of the endpoint.
 	case f.reason == reasonThrottled && !f.retryAt.IsZero():
-		if b.throttle == nil || b.throttle.retryAt.Before(f.retryAt) {
+		if b.throttle == nil || !b.throttle.retryAt.Reached(f.retryAt) {
 			b.throttle = f
 		}
 		// Afterwards a few go first.
@@ -152,7 +166,7 @@ func (b *backoff) settle(a admission, f *failure, now time.Time) *failure {
 		if !slices.Contains(b.row, a.document) && len(b.row) < rowLength {
 			b.row = append(b.row, a.document)
 		}
-		sure := f.unsent || f.reason == reasonKeyRefused || now.Sub(b.lastSuccess) >= successGrace
+		sure := f.unsent || f.reason == reasonKeyRefused || now.Since(b.lastSuccess) >= successGrace
 		// Mints that were under way when the endpoint was held back say
 		// nothing new: only a probe's failure prolongs it.
 		if a.probe || b.cause == nil && len(b.row) >= rowLength && sure {
@@ -164,11 +178,11 @@ func (b *backoff) settle(a admission, f *failure, now time.Time) *failure {
 }
 
 func (b *backoff) reset() {
-	b.row, b.cause, b.until, b.delay, b.lastFailed = nil, nil, time.Time{}, 0, askHash{}
+	b.row, b.cause, b.until, b.delay, b.lastFailed = nil, nil, clock.Time{}, 0, askHash{}
 }
 
 // hold opens the back-off or prolongs it.
-func (b *backoff) hold(a admission, f *failure, now time.Time) {
+func (b *backoff) hold(a admission, f *failure, now clock.Time) {
 	b.lastFailed = a.document
 	b.delay = min(max(2*b.delay, firstDelay), maxDelay)
 	// Jitter: a fleet of gateways must not come back in step.
@@ -177,13 +191,13 @@ func (b *backoff) hold(a admission, f *failure, now time.Time) {
 	if held.retryAt.IsZero() {
 		held.retryAt = b.until
 	}
-	if b.until.Before(held.retryAt) {
+	if !b.until.Reached(held.retryAt) {
 		b.until = held.retryAt
 	}
 	b.cause = &held
 }
 
-func (b *backoff) remember(ask askHash, f *failure, now time.Time) {
+func (b *backoff) remember(ask askHash, f *failure, now clock.Time) {
 	if b.remembered == nil {
 		b.remembered = make(map[askHash]remembered)
 	}
@@ -201,24 +215,24 @@ func (b *backoff) remember(ask askHash, f *failure, now time.Time) {
 }
 
 // heldUntil returns until when no mint is sent at all, and why; zero if mints are sent.
-func (b *backoff) heldUntil(now time.Time) (until time.Time, cause *failure) {
+func (b *backoff) heldUntil(now clock.Time) (until clock.Time, cause *failure) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.cause != nil && now.Before(b.until) {
+	if b.cause != nil && !now.Reached(b.until) {
 		until, cause = b.until, b.cause
 	}
-	if b.throttle != nil && now.Before(b.throttle.retryAt) && until.Before(b.throttle.retryAt) {
+	if b.throttle != nil && !now.Reached(b.throttle.retryAt) && !until.Reached(b.throttle.retryAt) {
 		until, cause = b.throttle.retryAt, b.throttle
 	}
 	return until, cause
 }
 
 // holding reports whether the endpoint is held back, and nobody knows better yet.
-func (b *backoff) holding(now time.Time) bool {
+func (b *backoff) holding(now clock.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.throttle != nil && now.Before(b.throttle.retryAt) ||
-		b.cause != nil && now.Before(b.until.Add(badNewsAge))
+	return b.throttle != nil && !now.Reached(b.throttle.retryAt) ||
+		b.cause != nil && !now.Reached(b.until.Add(badNewsAge))
 }
 
 // forgetRefusals lets everything be tried at once that failed because the API

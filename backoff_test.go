@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 var errTest = errors.New("test")
 
-func fail(b *backoff, key string, r reason, now time.Time) *failure {
+func fail(b *backoff, key string, r reason, now clock.Time) *failure {
 	a, f := b.admit(key, key, now)
 	if f != nil {
 		return f
@@ -19,7 +21,7 @@ func fail(b *backoff, key string, r reason, now time.Time) *failure {
 
 func TestFewProbesAtOnce(t *testing.T) {
 	var b backoff
-	now := time.Now()
+	now := clock.Now()
 	for i := range rowLength {
 		fail(&b, fmt.Sprint("doc", i), reasonUnavailable, now)
 	}
@@ -50,13 +52,13 @@ func TestFewProbesAtOnce(t *testing.T) {
 
 func TestDelayGrowsToItsBound(t *testing.T) {
 	var b backoff
-	now := time.Now()
+	now := clock.Now()
 	for i := range rowLength {
 		fail(&b, fmt.Sprint("doc", i), reasonUnavailable, now)
 	}
 	previous := time.Duration(0)
 	for i := range 10 {
-		delay := b.until.Sub(now)
+		delay := b.until.Since(now)
 		if delay < previous/4 || delay > maxDelay {
 			t.Errorf("delay %d is %s after %s", i, delay, previous)
 		}
@@ -73,7 +75,7 @@ func TestDelayGrowsToItsBound(t *testing.T) {
 // say nothing new, and must not make the delay longer.
 func TestOneBurstOfFailuresIsOneDelay(t *testing.T) {
 	var b backoff
-	now := time.Now()
+	now := clock.Now()
 	var burst []admission
 	for i := range 200 {
 		a, f := b.admit(fmt.Sprint("doc", i), fmt.Sprint("doc", i), now)
@@ -92,7 +94,7 @@ func TestOneBurstOfFailuresIsOneDelay(t *testing.T) {
 
 func TestWhatTheAPINamedIsNotShortened(t *testing.T) {
 	var b backoff
-	now := time.Now()
+	now := clock.Now()
 	before, _ := b.admit("before", "before", now)
 	a, _ := b.admit("throttled", "throttled", now)
 	b.settle(a, &failure{reason: reasonThrottled, err: errTest, retryAt: now.Add(time.Minute)}, now)
@@ -108,7 +110,7 @@ func TestWhatTheAPINamedIsNotShortened(t *testing.T) {
 
 func TestMemoryOfFailuresIsBounded(t *testing.T) {
 	var b backoff
-	now := time.Now()
+	now := clock.Now()
 	for i := range 10 * maxRemembered {
 		fail(&b, fmt.Sprint("made-up", i), reasonRejected, now)
 	}
@@ -138,7 +140,7 @@ func TestLogGate(t *testing.T) {
 
 func TestOneBadDocumentOfSeveralUsersHoldsUpNobody(t *testing.T) {
 	var b backoff
-	now := time.Now()
+	now := clock.Now()
 	for i := range 100 {
 		a, f := b.admit(fmt.Sprint("bad for user ", i), "bad", now)
 		if f != nil {
@@ -154,7 +156,7 @@ func TestOneBadDocumentOfSeveralUsersHoldsUpNobody(t *testing.T) {
 // While others succeed, failures are the documents' own, and not the endpoint's.
 func TestBadDocumentsAmongGoodOnesHoldUpNobody(t *testing.T) {
 	var b backoff
-	now := time.Now()
+	now := clock.Now()
 	for i := range 1000 {
 		if i%50 == 0 {
 			a, f := b.admit(fmt.Sprint("good", i), fmt.Sprint("good", i), now)
@@ -170,7 +172,7 @@ func TestBadDocumentsAmongGoodOnesHoldUpNobody(t *testing.T) {
 
 func TestUnusableTokenOfOneUserHoldsUpNobody(t *testing.T) {
 	var b backoff
-	now := time.Now()
+	now := clock.Now()
 	for i := range 100 {
 		a, f := b.admit(fmt.Sprint("doc", i), fmt.Sprint("doc", i), now)
 		if f != nil {
@@ -185,7 +187,7 @@ func TestUnusableTokenOfOneUserHoldsUpNobody(t *testing.T) {
 
 func TestThrottleInsideABackoff(t *testing.T) {
 	var b backoff
-	now := time.Now()
+	now := clock.Now()
 	late, _ := b.admit("late", "late", now)
 	slow, _ := b.admit("slow", "slow", now)
 	for i := range rowLength {
@@ -205,7 +207,7 @@ func TestThrottleInsideABackoff(t *testing.T) {
 // endpoint is back.
 func TestLastFailedDocumentLetsOthersProbeFirst(t *testing.T) {
 	var b backoff
-	now := time.Now()
+	now := clock.Now()
 	for i := range rowLength {
 		fail(&b, fmt.Sprint("doc", i), reasonUnavailable, now)
 	}

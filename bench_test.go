@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // The benchmarks measure the handler alone: the next handler does nothing, and
@@ -52,7 +55,7 @@ func instantHandler(tb testing.TB, directive string) *Handler {
 	settings.endpoint += "?" + tb.Name()
 	h.logger = zap.NewNop()
 	h.tenant = newTenant(new(instantAPI), nil, h.logger, testKey)
-	if h.pool, err = joinPool(settings, endpoint, h.tenant); err != nil {
+	if h.pool, err = joinPool(settings, endpoint, h.tenant, clock.Now); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
@@ -297,7 +300,7 @@ func BenchmarkMillionTokens(b *testing.B) {
 			defer close(collected)
 			for range 3 {
 				runtime.GC()
-				h.pool.cache.drop(func(t *token) bool { return t.exp == 0 }, time.Now()) // what the sweep does
+				h.pool.cache.drop(func(t *token) bool { return t.exp == 0 }, clock.Now()) // what the sweep does
 			}
 		}()
 		took := make([]time.Duration, 0, 1_000_000)
@@ -327,4 +330,56 @@ func (h *Handler) askFor(document string) *ask {
 	a := new(ask)
 	h.routes[0].ask.resolve(a, caddy.NewReplacer(), document)
 	return a
+}
+
+// BenchmarkOverload asks for new documents faster than mint_rate lets through:
+// how much of the rate is minted, how long those who get a token wait, and what
+// the others get. Each round takes eight seconds.
+func BenchmarkOverload(b *testing.B) {
+	const rate, during = 20, 8 * time.Second
+	for _, times := range []float64{1.3, 5, 50} {
+		b.Run(fmt.Sprintf("%gx", times), func(b *testing.B) {
+			var minted, limited, other atomic.Int64
+			var waited atomic.Int64
+			for range b.N {
+				settings := poolSettings{endpoint: b.Name(), apiKey: DefaultAPIKey, timeout: time.Second, rate: rate, burst: rate, cacheSize: minCacheSize}
+				tenant := newTenant(&fakeAPI{delay: 150 * time.Millisecond}, nil, zap.NewNop(), testKey)
+				p, err := joinPool(settings, newEndpoint(), tenant, clock.Now)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for p.queue.take() { // the burst is not what is measured
+				}
+				var wg sync.WaitGroup
+				ticker := time.NewTicker(time.Duration(float64(time.Second) / (rate * times)))
+				start := time.Now()
+				for i := 0; time.Since(start) < during; i++ {
+					wg.Go(func() {
+						asked := time.Now()
+						switch _, _, f := p.get(b.Context(), testAsk(fmt.Sprint("doc", i))); {
+						case f == nil:
+							minted.Add(1)
+							waited.Add(int64(time.Since(asked)))
+						case f.reason == reasonRateLimited:
+							limited.Add(1)
+						default:
+							other.Add(1)
+						}
+					})
+					<-ticker.C
+				}
+				ticker.Stop()
+				wg.Wait()
+				if err := p.leave(tenant); err != nil {
+					b.Fatal(err)
+				}
+			}
+			seconds := during.Seconds() * float64(b.N)
+			b.ReportMetric(float64(minted.Load())/seconds, "tokens/s")
+			b.ReportMetric(float64(limited.Load())/seconds, "503s/s")
+			b.ReportMetric(float64(other.Load())/seconds, "others/s")
+			b.ReportMetric(float64(waited.Load())/float64(max(1, minted.Load()))/1e6, "ms/token")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 const (
@@ -66,6 +68,7 @@ type tokenCache struct {
 	closing sync.Once
 	done    chan struct{} // closed before the cache is
 
+	now      func() clock.Time
 	rejected *atomic.Uint64 // counts tokens that ristretto turned away
 
 	recent recentTokens
@@ -75,12 +78,13 @@ type tokenCache struct {
 
 // newTokenCache returns a cache for at most maxBytes. Goroutines run for it
 // until close is called.
-func newTokenCache(maxBytes int64, rejected *atomic.Uint64) (*tokenCache, error) {
+func newTokenCache(maxBytes int64, rejected *atomic.Uint64, now func() clock.Time) (*tokenCache, error) {
 	forRecent := maxBytes / recentShare
 	c := &tokenCache{
 		seed:     maphash.MakeSeed(),
 		done:     make(chan struct{}),
 		rejected: rejected,
+		now:      now,
 		recent:   recentTokens{maxBytes: forRecent, tokens: make(map[string]*list.Element), order: list.New()},
 	}
 	var err error
@@ -127,7 +131,7 @@ func (c *tokenCache) get(key []byte) *token {
 
 // put stores a token and returns when look-ups can see it. One that has expired
 // or has been purged since its minting began is not stored.
-func (c *tokenCache) put(t *token, now time.Time) {
+func (c *tokenCache) put(t *token, now clock.Time) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	c.storing.RLock()
@@ -154,18 +158,18 @@ func (c *tokenCache) put(t *token, now time.Time) {
 
 // purge forgets the tokens of one document, or all of them if documentID is
 // empty, and returns how many there were.
-func (c *tokenCache) purge(documentID string, now time.Time) int {
+func (c *tokenCache) purge(documentID string, now clock.Time) int {
 	// Whoever stores a token looks at the purges while storing is held: it has
 	// been stored by now and is found below, or will not be.
 	c.storing.Lock()
-	c.purges.add(documentID, now)
+	c.purges.add(documentID, now.Mono())
 	c.storing.Unlock()
 	return c.drop(c.purges.cover, now)
 }
 
 // drop deletes the tokens that are unwanted, and returns how many of them had
 // not expired. It gives up when the cache is about to close.
-func (c *tokenCache) drop(unwanted func(*token) bool, now time.Time) (dropped int) {
+func (c *tokenCache) drop(unwanted func(*token) bool, now clock.Time) (dropped int) {
 	count := func(t *token) {
 		if t.freshness(now, 0) != expired {
 			dropped++
@@ -208,7 +212,7 @@ func (c *tokenCache) sweepUntilClosed() {
 	for {
 		select {
 		case <-ticker.C:
-			now := time.Now()
+			now := c.now()
 			c.drop(func(t *token) bool { return t.freshness(now, 0) == expired }, now)
 		case <-c.done:
 			return

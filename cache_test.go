@@ -11,11 +11,13 @@ import (
 	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 func newTestCache(t *testing.T, size int64) *tokenCache {
 	t.Helper()
-	c, err := newTokenCache(size, new(atomic.Uint64))
+	c, err := newTokenCache(size, new(atomic.Uint64), clock.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,7 +27,7 @@ func newTestCache(t *testing.T, size int64) *tokenCache {
 
 func cachedToken(key string) *token {
 	now := time.Now()
-	return newToken(key, strings.Repeat("t", 900), now.Add(time.Hour).Unix(), now.Add(time.Hour).Unix(), now)
+	return newTestToken(key, strings.Repeat("t", 900), now.Add(time.Hour).Unix(), now.Add(time.Hour).Unix(), now)
 }
 
 func TestCacheIsVisibleAtOnce(t *testing.T) {
@@ -33,11 +35,11 @@ func TestCacheIsVisibleAtOnce(t *testing.T) {
 	for i := range 1000 {
 		key := fmt.Sprint("key", i)
 		first, second := cachedToken(key), cachedToken(key)
-		c.put(first, time.Now())
+		c.put(first, clock.Now())
 		if c.get([]byte(key)) != first {
 			t.Fatalf("token %d is not there right after it was stored", i)
 		}
-		c.put(second, time.Now())
+		c.put(second, clock.Now())
 		if c.get([]byte(key)) != second {
 			t.Fatalf("token %d was not replaced", i)
 		}
@@ -57,7 +59,7 @@ func TestCacheComparesTheWholeKey(t *testing.T) {
 		t.Fatal("somebody else's token")
 	}
 	mine := cachedToken("me")
-	c.put(mine, time.Now())
+	c.put(mine, clock.Now())
 	if c.get([]byte("me")) != mine {
 		t.Error("after a collision, my own token is not found")
 	}
@@ -67,12 +69,12 @@ func TestCacheComparesTheWholeKey(t *testing.T) {
 func TestRejectedTokensAreKeptForAWhile(t *testing.T) {
 	c := newTestCache(t, minCacheSize)
 	resident := cachedToken("resident")
-	c.put(resident, time.Now())
+	c.put(resident, clock.Now())
 	c.main.UpdateMaxCost(1) // from now on ristretto rejects every new key
 	for i := range 1000 {
 		key := fmt.Append(nil, "new", i)
 		tok := cachedToken(string(key))
-		c.put(tok, time.Now())
+		c.put(tok, clock.Now())
 		if stored, _ := c.main.Get(maphash.Bytes(c.seed, key)); stored != nil {
 			t.Fatal("it was not rejected, so nothing is tested")
 		}
@@ -88,7 +90,7 @@ func TestRejectedTokensAreKeptForAWhile(t *testing.T) {
 	}
 	// Once ristretto takes it, it stands in one place only.
 	c.main.UpdateMaxCost(minCacheSize)
-	c.put(cachedToken("new999"), time.Now())
+	c.put(cachedToken("new999"), clock.Now())
 	if c.recent.get([]byte("new999")) != nil {
 		t.Error("the token stands in both places")
 	}
@@ -98,8 +100,8 @@ func TestOneLongKeyDoesNotPushOutAllRejectedTokens(t *testing.T) {
 	c := newTestCache(t, minCacheSize)
 	c.main.UpdateMaxCost(1)
 	kept := cachedToken("kept")
-	c.put(kept, time.Now())
-	c.put(cachedToken(strings.Repeat("long", minCacheSize/recentShare/4)), time.Now())
+	c.put(kept, clock.Now())
+	c.put(cachedToken(strings.Repeat("long", minCacheSize/recentShare/4)), clock.Now())
 	if c.get([]byte("kept")) != kept {
 		t.Error("it did")
 	}
@@ -108,7 +110,7 @@ func TestOneLongKeyDoesNotPushOutAllRejectedTokens(t *testing.T) {
 func TestCacheIsBounded(t *testing.T) {
 	c := newTestCache(t, minCacheSize)
 	for i := range 20_000 {
-		c.put(cachedToken(fmt.Sprint("key", i)), time.Now())
+		c.put(cachedToken(fmt.Sprint("key", i)), clock.Now())
 	}
 	var bytes int64
 	c.main.IterValues(func(tok *token) bool {
@@ -129,7 +131,7 @@ func TestCacheIsBounded(t *testing.T) {
 func TestExpiredTokensAreNotStored(t *testing.T) {
 	c := newTestCache(t, minCacheSize)
 	now := time.Now()
-	c.put(newToken("key", "jwt", now.Unix(), now.Unix(), now.Add(-time.Hour)), time.Unix(now.Unix(), 0))
+	c.put(newTestToken("key", "jwt", now.Unix(), now.Unix(), now.Add(-time.Hour)), clock.At(time.Unix(now.Unix(), 0)))
 	if c.get([]byte("key")) != nil {
 		t.Error("an expired token was stored")
 	}
@@ -142,7 +144,7 @@ func TestExpiredTokensAreSwept(t *testing.T) {
 		now := time.Now()
 		for i := range 100 {
 			exp := now.Add(time.Duration(i) * time.Minute).Unix()
-			c.put(newToken(fmt.Sprint("key", i), "jwt", exp, exp, now), now)
+			c.put(newTestToken(fmt.Sprint("key", i), "jwt", exp, exp, now), clock.At(now))
 		}
 		for left := int64(98); left >= 0; left-- {
 			time.Sleep(sweepInterval)
@@ -159,12 +161,12 @@ func TestExpiredTokensAreSwept(t *testing.T) {
 func TestSweepLeavesTheSuccessor(t *testing.T) {
 	c := newTestCache(t, DefaultCacheSize)
 	old, successor := cachedToken("key"), cachedToken("key")
-	c.put(old, time.Now())
+	c.put(old, clock.Now())
 
 	c.storing.RLock() // somebody stores a token
 	searching, dropped := make(chan struct{}), make(chan int)
 	go func() {
-		dropped <- c.drop(func(tok *token) bool { close(searching); return tok == old }, time.Now())
+		dropped <- c.drop(func(tok *token) bool { close(searching); return tok == old }, clock.Now())
 	}()
 	<-searching
 	c.main.Set(maphash.String(c.seed, "key"), successor, successor.cost())
@@ -173,7 +175,7 @@ func TestSweepLeavesTheSuccessor(t *testing.T) {
 	if n := <-dropped; n != 0 || c.get([]byte("key")) != successor {
 		t.Errorf("%d were dropped, and %v is found", n, c.get([]byte("key")))
 	}
-	if n := c.drop(func(tok *token) bool { return tok == successor }, time.Now()); n != 1 || c.get([]byte("key")) != nil {
+	if n := c.drop(func(tok *token) bool { return tok == successor }, clock.Now()); n != 1 || c.get([]byte("key")) != nil {
 		t.Errorf("%d were dropped, and %v is found", n, c.get([]byte("key")))
 	}
 }
@@ -185,7 +187,7 @@ func TestExpiredTokensThatWereTurnedAwayAreSwept(t *testing.T) {
 		defer c.close()
 		now := time.Now()
 		for key, life := range map[string]time.Duration{"long": time.Hour, "short": time.Minute, "other": time.Minute} {
-			c.recent.put(newToken(key, "jwt", now.Add(life).Unix(), now.Add(life).Unix(), now))
+			c.recent.put(newTestToken(key, "jwt", now.Add(life).Unix(), now.Add(life).Unix(), now))
 		}
 		time.Sleep(time.Minute + sweepInterval)
 		synctest.Wait()
@@ -201,7 +203,7 @@ func TestClosingEndsASweep(t *testing.T) {
 	for step, want := range map[string]int{"search": 1, "delete": 100} {
 		c := newTestCache(t, DefaultCacheSize)
 		for i := range 100 {
-			c.put(cachedToken(fmt.Sprint("key", i)), time.Now())
+			c.put(cachedToken(fmt.Sprint("key", i)), clock.Now())
 		}
 		var closed sync.WaitGroup
 		looked := 0
@@ -211,7 +213,7 @@ func TestClosingEndsASweep(t *testing.T) {
 				<-c.done
 			}
 			return true
-		}, time.Now())
+		}, clock.Now())
 		if looked != want || dropped != 0 {
 			t.Errorf("closed during the %s: %d tokens were looked at, want %d, and %d dropped", step, looked, want, dropped)
 		}
@@ -242,7 +244,7 @@ func TestCacheMayBeUsedWhileItCloses(t *testing.T) {
 		if c.main, err = ristretto.NewCache(&ristretto.Config[uint64, *token]{NumCounters: 1000, MaxCost: minCacheSize, BufferItems: 1}); err != nil {
 			t.Fatal(err)
 		}
-		c.put(cachedToken("key"), time.Now())
+		c.put(cachedToken("key"), clock.Now())
 		start := make(chan struct{})
 		var wg sync.WaitGroup
 		for i := range 8 {
@@ -250,7 +252,7 @@ func TestCacheMayBeUsedWhileItCloses(t *testing.T) {
 				<-start
 				for j := range 200 {
 					c.get([]byte("key"))
-					c.put(cachedToken(fmt.Sprint(i, j)), time.Now())
+					c.put(cachedToken(fmt.Sprint(i, j)), clock.Now())
 				}
 			})
 		}

@@ -23,6 +23,8 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 func init() {
@@ -38,11 +40,6 @@ func init() {
 
 // defaultKeyVariable is the one that DefaultAPIKey names.
 var defaultKeyVariable = strings.TrimSuffix(strings.TrimPrefix(DefaultAPIKey, "{env."), "}")
-
-// maxClockOffset is how far this machine's clock may be from the API's. Much
-// less than the shortest ttl, and much more than clocks differ that are set by
-// the network.
-const maxClockOffset = 30 * time.Second
 
 // outcomes of the command beyond those of a mint.
 const (
@@ -216,32 +213,31 @@ func (m *mintCommand) run(ctx context.Context) *report {
 	defer cancelMint()
 	observed := observingTransport{transport: transport}
 	start := time.Now()
-	form := bothNames
-	minted, err := mintToken(mintCtx, &observed, m.url, apiKey, &m.ask, form)
-	if err != nil && m.ask.mayFallBack(asFailure(err), form) {
-		form = documentedName
-		minted, err = mintToken(mintCtx, &observed, m.url, apiKey, &m.ask, form)
+	request := mintRequest{ask: &m.ask, transport: &observed, endpoint: m.url, apiKey: apiKey, now: start, clock: clock.Now}
+	minted, err := mintToken(mintCtx, request)
+	if err != nil && m.ask.mayFallBack(asFailure(err), request.form) {
+		request.form = documentedName
+		minted, err = mintToken(mintCtx, request)
 	}
 	r.DurationSeconds = time.Since(start).Seconds()
-	r.Status = observed.status
-	offset := observed.clockOffset()
-	if offset != nil {
-		seconds := offset.Round(100 * time.Millisecond).Seconds()
-		r.ClockOffset = &seconds
+	r.Status = minted.status
+	offset, compared := minted.offset()
+	if compared {
+		r.ClockOffset = new(offset.Round(100 * time.Millisecond).Seconds())
 	}
 	if minted.payload != nil {
 		r.Claims = minted.payload
-		r.Asked, r.SentAs = m.ask.permissions, form.members()
+		r.Asked, r.SentAs = m.ask.permissions, request.form.members()
 		r.Granted, r.StatedAs = minted.grant.permissions, minted.grant.statedAs
 	}
-	clockOff := offset != nil && offset.Abs() > maxClockOffset
+	clockOff := offset.Abs() > maxClockOffset
 	if err != nil {
 		m.explain(r, asFailure(err), &observed, apiKey, source)
 		if clockOff && (r.Outcome == outcome(reasonRejected) || r.Outcome == outcome(reasonInvalidReply)) {
 			r.Outcome = outcomeClockOff // most likely what it comes from
 		}
 		if clockOff {
-			r.Message += "\n" + describeClock(*offset)
+			r.Message += "\n" + describeClock(offset)
 		}
 		return r
 	}
@@ -251,7 +247,7 @@ func (m *mintCommand) run(ctx context.Context) *report {
 	}
 	if clockOff {
 		r.Outcome = outcomeClockOff
-		r.Message = "A token was minted, but this machine's clock is off.\n" + describeClock(*offset)
+		r.Message = "A token was minted, but this machine's clock is off.\n" + describeClock(offset)
 		return r
 	}
 	r.OK, r.Outcome = true, outcomeOK
@@ -324,7 +320,7 @@ func (m *mintCommand) explain(r *report, f *failure, observed *observingTranspor
 	case reasonThrottled:
 		r.Message = "The API asks to slow down: the account has used up what it may do for now. The key is not what is wrong."
 		if !f.retryAt.IsZero() {
-			r.Message += fmt.Sprintf(" It may be asked again in %s.", time.Until(f.retryAt).Round(time.Second))
+			r.Message += fmt.Sprintf(" It may be asked again in %s.", clock.Now().Until(f.retryAt).Round(time.Second))
 		}
 	case reasonTimeout:
 		r.Message = fmt.Sprintf("The API does not answer within %s: %s.\n%s", m.within, f, adviceOnReach)
@@ -378,38 +374,17 @@ func describeClock(offset time.Duration) string {
 	return fmt.Sprintf("This machine's clock is %s %s the API's: %s. Let it be set by the network (NTP).", offset.Abs().Round(time.Second), side, effect)
 }
 
-// observingTransport is a transport that keeps what a report needs.
+// observingTransport is a transport that keeps its last error as it is.
 type observingTransport struct {
-	transport    http.RoundTripper
-	sent, headed time.Time // when the request was sent, and its answer's header was there
-	date         string
-	status       int
-	err          error
+	transport http.RoundTripper
+	err       error
 }
 
 // RoundTrip implements http.RoundTripper.
 func (o *observingTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	o.sent = time.Now()
 	resp, err := o.transport.RoundTrip(req)
-	o.headed = time.Now()
-	if o.err = err; err == nil {
-		o.status, o.date = resp.StatusCode, resp.Header.Get("Date")
-	}
+	o.err = err
 	return resp, err
-}
-
-// clockOffset is how far this machine's clock is surely ahead of the API's, or
-// behind if negative: 0 if they may agree, nil if the API does not tell. A date
-// has whole seconds, and was written some time between request and answer.
-func (o *observingTransport) clockOffset() *time.Duration {
-	date, err := http.ParseTime(o.date)
-	if err != nil {
-		return nil
-	}
-	ahead := o.sent.Sub(date.Add(time.Second))
-	behind := o.headed.Sub(date)
-	offset := max(ahead, 0) + min(behind, 0)
-	return &offset
 }
 
 // print writes the report: what is wrong goes to stderr, but for JSON.

@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // runMint runs the command like a shell does. The error's text has the exit
@@ -286,7 +288,7 @@ func TestAdviceOnTheNetwork(t *testing.T) {
 // The offset is never claimed to be more than it surely is.
 func TestClockOffset(t *testing.T) {
 	sent := time.Date(2026, 11, 22, 12, 0, 0, 600e6, time.UTC)
-	headed := sent.Add(2 * time.Second)
+	x := exchange{sent: clock.At(sent), answered: clock.At(sent.Add(2 * time.Second))}
 	for date, want := range map[string]time.Duration{
 		"Sun, 22 Nov 2026 12:00:00 GMT": 0,
 		"Sun, 22 Nov 2026 12:00:02 GMT": 0,
@@ -295,15 +297,15 @@ func TestClockOffset(t *testing.T) {
 		"Sun, 22 Nov 2026 12:00:03 GMT": -400 * time.Millisecond,
 		"Sun, 22 Nov 2026 12:00:13 GMT": -10400 * time.Millisecond,
 	} {
-		o := observingTransport{sent: sent, headed: headed, date: date}
-		if got := o.clockOffset(); got == nil || *got != want {
+		x.date = date
+		if got, ok := x.offset(); !ok || got != want {
 			t.Errorf("%s: got %v, want %s", date, got, want)
 		}
 	}
 	for _, date := range []string{"", "today"} {
-		o := observingTransport{sent: sent, headed: headed, date: date}
-		if got := o.clockOffset(); got != nil {
-			t.Errorf("%q: got %s", date, *got)
+		x.date = date
+		if got, ok := x.offset(); ok {
+			t.Errorf("%q: got %s", date, got)
 		}
 	}
 }

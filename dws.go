@@ -19,6 +19,8 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 const (
@@ -34,6 +36,17 @@ const (
 	userAgent = "caddy-viewer-session"
 )
 
+// mintRequest is one request for a token.
+type mintRequest struct {
+	*ask
+	transport http.RoundTripper
+	endpoint  *url.URL
+	apiKey    string
+	form      bodyForm
+	now       time.Time         // by the API's clock, as far as it is known; exp is counted from it
+	clock     func() clock.Time // this machine's
+}
+
 // mintToken sends one POST /viewer/sessions and returns the token that came
 // back, once it has been checked, and when it expires. It does not retry.
 //
@@ -42,9 +55,10 @@ const (
 //
 // Beside a failure it returns what a token said that must not be used, but not
 // the token.
-func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.URL, apiKey string, a *ask, form bodyForm) (minted mintReply, err error) {
-	askedExp := time.Now().Add(a.ttl).Unix()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.String(), bytes.NewReader(a.body(askedExp, form)))
+func mintToken(ctx context.Context, m mintRequest) (minted mintReply, err error) {
+	endpoint, apiKey := m.endpoint, m.apiKey
+	askedExp := m.now.Add(m.ttl).Unix()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.String(), bytes.NewReader(m.body(askedExp, m.form)))
 	if err != nil {
 		return mintReply{}, &failure{reason: reasonUnavailable, err: fmt.Errorf("building the request for %s: %w", endpoint.Host, err)}
 	}
@@ -54,31 +68,39 @@ func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.U
 	req.Header.Set("User-Agent", userAgent)
 	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header)) // of the mint's own span, if there is one
 
-	resp, err := transport.RoundTrip(req)
+	minted.sent = m.clock()
+	resp, err := m.transport.RoundTrip(req)
+	minted.answered = m.clock()
 	if err != nil {
-		return mintReply{}, transportFailure(ctx, endpoint.Host, apiKey, err)
+		return minted, transportFailure(ctx, endpoint.Host, apiKey, err)
 	}
 	defer resp.Body.Close()
+	minted.date, minted.status = resp.Header.Get("Date"), resp.StatusCode
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		// The body would be the connection, which heeds no deadline.
-		return mintReply{}, statusFailure(resp, nil, apiKey)
+		return minted, statusFailure(resp, nil, apiKey, minted.answered)
 	}
 	reply, err := io.ReadAll(io.LimitReader(resp.Body, maxReplyBytes+1))
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
 		// Whatever could be read of an error is only quoted.
-		return mintReply{}, statusFailure(resp, reply, apiKey)
+		return minted, statusFailure(resp, reply, apiKey, minted.answered)
 	}
 	if err != nil {
-		return mintReply{}, transportFailure(ctx, endpoint.Host, apiKey, err)
+		return minted, transportFailure(ctx, endpoint.Host, apiKey, err)
 	}
 	jwt, err := readReply(reply)
 	if err != nil {
-		return mintReply{}, &failure{reason: reasonInvalidReply, answered: resp.StatusCode, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
+		return minted, &failure{reason: reasonInvalidReply, answered: resp.StatusCode, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
 	}
-	minted = mintReply{askedExp: askedExp, status: resp.StatusCode}
-	minted.tokenFacts, err = readToken(jwt, a, askedExp, time.Now())
-	if err == nil && form == documentedName {
-		err = minted.grant.checkFallback(a.permissions)
+	// Of the two readings of the time at which the request was sent, the one
+	// counts that leaves less of the token's life.
+	sent := m.now
+	if date, ok := minted.at(); ok && date.After(sent) {
+		sent = date
+	}
+	minted.tokenFacts, err = readToken(jwt, m.ask, askedExp, sent)
+	if err == nil && m.form == documentedName {
+		err = minted.grant.checkFallback(m.permissions)
 	}
 	if err != nil {
 		f := &failure{reason: reasonInvalidReply, answered: resp.StatusCode, ofOneDocument: true, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
@@ -88,15 +110,21 @@ func mintToken(ctx context.Context, transport http.RoundTripper, endpoint *url.U
 		return minted, f
 	}
 	minted.jwt = jwt
+	minted.lifetime = lifetime{
+		minted: minted.sent,
+		life:   time.Unix(minted.exp, 0).Sub(sent),
+		asked:  time.Unix(askedExp, 0).Sub(m.now),
+	}
 	return minted, nil
 }
 
 // mintReply is an answer, checked but for the jwt, which is only there if it may be used.
 type mintReply struct {
 	tokenFacts
-	jwt      string
-	askedExp int64 // Unix seconds
-	status   int
+	exchange
+	lifetime
+	jwt    string
+	status int // 0 if there was no answer
 }
 
 // mayFallBack reports whether to ask once more with the documented name alone:
@@ -138,7 +166,7 @@ func transportFailure(ctx context.Context, host, apiKey string, err error) *fail
 }
 
 // statusFailure turns an answer other than 200 and 201 into a failure.
-func statusFailure(resp *http.Response, reply []byte, apiKey string) *failure {
+func statusFailure(resp *http.Response, reply []byte, apiKey string, now clock.Time) *failure {
 	f := &failure{reason: reasonUnavailable, answered: resp.StatusCode}
 	retryAfter := resp.Header.Get("Retry-After")
 	var hint string
@@ -149,7 +177,7 @@ func statusFailure(resp *http.Response, reply []byte, apiKey string) *failure {
 		hint = "; the key is refused: check api_key. An account has a Viewer key and a Processor key, both begin with pdf_live_, and only the Viewer key is accepted here"
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable && retryAfter != "":
 		f.reason = reasonThrottled
-		f.retryAt = readRetryAfter(retryAfter, time.Now())
+		f.retryAt = readRetryAfter(retryAfter, resp.Header.Get("Date"), now)
 	case code == http.StatusNotFound:
 		f.reason = reasonRejected
 		f.misconfigured = true
@@ -164,17 +192,21 @@ func statusFailure(resp *http.Response, reply []byte, apiKey string) *failure {
 	return f
 }
 
-// readRetryAfter reads seconds or a date. Zero means that there is none worth
-// believing.
-func readRetryAfter(value string, now time.Time) time.Time {
+// readRetryAfter reads seconds, or a date, which is by the same clock as the
+// answer's own. Zero means that there is none worth believing.
+func readRetryAfter(value, answered string, now clock.Time) clock.Time {
 	var wait time.Duration
 	if seconds, err := strconv.ParseUint(value, 10, 64); err == nil {
 		wait = time.Duration(min(seconds, math.MaxInt32)) * time.Second
 	} else if date, err := http.ParseTime(value); err == nil {
-		wait = date.Sub(now)
+		if wait = date.Sub(now.Wall()); answered != "" {
+			if its, err := http.ParseTime(answered); err == nil {
+				wait = date.Sub(its)
+			}
+		}
 	}
 	if wait <= 0 {
-		return time.Time{}
+		return clock.Time{}
 	}
 	return now.Add(min(wait, maxRetryAfter))
 }

@@ -1,10 +1,14 @@
 package viewersession
 
 import (
+	"cmp"
 	"errors"
+	"math"
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // reason says in one word why a viewer request got no token. It is what
@@ -42,7 +46,7 @@ type failure struct {
 	err    error
 
 	// retryAt is when the next attempt can succeed at the earliest; zero if unknown.
-	retryAt time.Time
+	retryAt clock.Time
 
 	// unsent is true if the API surely did not see the request, so that
 	// sending it once more cannot mint twice.
@@ -57,6 +61,10 @@ type failure struct {
 	// ofOneDocument is true if what was wrong with the answer says nothing of
 	// the endpoint: a token that is too long, or another's.
 	ofOneDocument bool
+
+	// hurried is true for a time-out of a mint that had less than timeout,
+	// because it had to queue.
+	hurried bool
 
 	// gaveWay is true for a renewal that left mint_rate to those who wait.
 	gaveWay bool
@@ -104,6 +112,29 @@ func (f *failure) endpointTrouble() bool {
 	}
 }
 
+// retryAfter is what a Retry-After header says, in whole seconds.
+func (f *failure) retryAfter(now clock.Time) int {
+	return max(1, int(math.Ceil(now.Until(f.retryAt).Seconds())))
+}
+
+// apiTrouble reports whether the API is in trouble, or refuses the key: it has not
+// said anything of the document that was asked for.
+func (f *failure) apiTrouble() bool {
+	switch f.reason {
+	case reasonUnavailable, reasonTimeout, reasonThrottled, reasonKeyRefused, reasonInvalidReply:
+		return true
+	default:
+		return false
+	}
+}
+
+// mayBeExp reports whether the API may have refused the request for its exp, or
+// ended the token before it came: one of the clocks is wrong then.
+func (f *failure) mayBeExp() bool {
+	_, ended := errors.AsType[*expiredToken](f.err)
+	return ended || f.answered == http.StatusBadRequest || f.answered == http.StatusUnprocessableEntity
+}
+
 // asFailure returns err as a failure. What is not one already is a fault of
 // ours or of the transport, which the client sees as a bad gateway.
 func asFailure(err error) *failure {
@@ -116,6 +147,8 @@ func asFailure(err error) *failure {
 // logGate lets one log entry of a kind through per interval and counts the
 // others: strangers choose the ids in URLs, and could fill the log otherwise.
 type logGate struct {
+	interval time.Duration // default: as the kind says
+
 	mu    sync.Mutex
 	kinds map[reason]*gate
 }
@@ -143,7 +176,7 @@ func (g *logGate) open(kind reason, now time.Time) (suppressed int, ok bool) {
 		return 0, false
 	}
 	suppressed, k.suppressed = k.suppressed, 0
-	k.until = now.Add(kind.logInterval())
+	k.until = now.Add(cmp.Or(g.interval, kind.logInterval()))
 	return suppressed, true
 }
 

@@ -126,7 +126,7 @@ func TestFleetCostOfAColdStart(t *testing.T) {
 	withFleet(t, 3, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		fleet[0].api.delay = 50 * time.Millisecond
 		for _, p := range fleet {
-			p.limiter.SetBurst(1000)
+			p.queue.setRate(DefaultMintRate, 1000)
 		}
 		const documents, readers = 1000, 20
 		before := gather(t, fleet[0].endpoint.Host)

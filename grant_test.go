@@ -15,11 +15,13 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // granting is an API whose tokens carry these claims, and the exp asked for.
-func granting(claims string) func(mintRequest) (*http.Response, error) {
-	return func(r mintRequest) (*http.Response, error) {
+func granting(claims string) func(apiRequest) (*http.Response, error) {
+	return func(r apiRequest) (*http.Response, error) {
 		payload := strings.TrimSuffix(claims, "}") + fmt.Sprintf(`,"exp":%d}`, r.exp)
 		if claims == `{}` {
 			payload = fmt.Sprintf(`{"exp":%d}`, r.exp)
@@ -30,8 +32,8 @@ func granting(claims string) func(mintRequest) (*http.Response, error) {
 
 // documentedOnly is an API that refuses requests that name permissions as
 // permissions, and answers others.
-func documentedOnly(status int, next func(mintRequest) (*http.Response, error)) func(mintRequest) (*http.Response, error) {
-	return func(r mintRequest) (*http.Response, error) {
+func documentedOnly(status int, next func(apiRequest) (*http.Response, error)) func(apiRequest) (*http.Response, error) {
+	return func(r apiRequest) (*http.Response, error) {
 		if strings.Contains(r.body, `"permissions":`) {
 			return failing(status)(r)
 		}
@@ -145,7 +147,7 @@ func TestTokenThatPermitsTooMuchIsNotHandedOut(t *testing.T) {
 			!strings.Contains(fmt.Sprint(entries[0].ContextMap()["error"]), "permits write, which was not asked for") {
 			t.Errorf("logged %v", entries)
 		}
-		if got := p.status(time.Now()).Mints["over_granted"]; got != 1 {
+		if got := p.status(clock.Now()).Mints["over_granted"]; got != 1 {
 			t.Errorf("%d mints counted as over_granted", got)
 		}
 		// Other documents are not held up, and this one is tried again.
@@ -263,7 +265,7 @@ func TestNoFallback(t *testing.T) {
 	for _, test := range []struct {
 		name        string
 		permissions []string
-		answer      func(mintRequest) (*http.Response, error)
+		answer      func(apiRequest) (*http.Response, error)
 		want        reason
 		mints       int
 	}{
@@ -385,7 +387,7 @@ func TestStoredTokenThatPermitsTooMuch(t *testing.T) {
 // way of the store. The API that folds them locks neither out.
 func TestUsersThatDifferInCaseAreNotShared(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].api.set(func(r mintRequest) (*http.Response, error) {
+		fleet[0].api.set(func(r apiRequest) (*http.Response, error) {
 			return granting(`{"permissions": ["read"], "user_id": "` + strings.ToLower(r.user) + `"}`)(r)
 		})
 		for _, p := range fleet {

@@ -2,7 +2,6 @@ package viewersession
 
 import (
 	"fmt"
-	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -163,8 +162,7 @@ func (h *Handler) fail(w http.ResponseWriter, visit *visit, f *failure) error {
 	w.Header().Set("Cache-Control", "no-store")
 	status := f.status()
 	if status == http.StatusServiceUnavailable {
-		wait := time.Until(f.retryAt).Seconds()
-		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(wait)))))
+		w.Header().Set("Retry-After", strconv.Itoa(f.retryAfter(h.pool.now())))
 	}
 	return caddyhttp.Error(status, fmt.Errorf("viewer_session: %w", f))
 }

@@ -18,6 +18,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // newTestHandler returns a handler as Provision makes it, with a fake API.
@@ -29,7 +31,7 @@ func newTestHandler(t *testing.T, api *fakeAPI, caddyfile string) *Handler {
 	}
 	h.logger = zap.NewNop()
 	h.tenant = newTenant(api, nil, zap.NewNop(), "pdf_live_test")
-	if h.pool, err = joinPool(testSettings(t), newEndpoint(), h.tenant); err != nil {
+	if h.pool, err = joinPool(testSettings(t), newEndpoint(), h.tenant, clock.Now); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -118,7 +120,7 @@ func TestClientValuesNeverReachTheApp(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		method, target string
-		answer         func(mintRequest) (*http.Response, error)
+		answer         func(apiRequest) (*http.Response, error)
 		onError        string
 		token          bool
 		status         int
@@ -224,7 +226,7 @@ func TestTokenIsTakenOffWhateverHappens(t *testing.T) {
 func TestStatuses(t *testing.T) {
 	for name, tc := range map[string]struct {
 		options string
-		answer  func(mintRequest) (*http.Response, error)
+		answer  func(apiRequest) (*http.Response, error)
 		status  int
 		reason  reason
 		mints   int

@@ -3,9 +3,12 @@ package viewersession
 import (
 	"encoding/base64"
 	"encoding/json"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // testKey stands where an API key would.
@@ -35,4 +38,15 @@ func resolveTest(template *askTemplate, repl *caddy.Replacer, documentID string)
 		return ask{}, f
 	}
 	return a, nil
+}
+
+// testFlight is a flight for the token's key that somebody waits for.
+func testFlight(t *token) *flight {
+	return &flight{name: t.key()[len(account{}):], waiting: map[string]int{"client": 1}}
+}
+
+// newTestToken returns a token that lives until exp, by clocks that agree.
+func newTestToken(key, jwt string, exp, askedExp int64, now time.Time) *token {
+	until := func(exp int64) time.Duration { return time.Unix(exp, 0).Sub(now) }
+	return newToken(key, jwt, exp, lifetime{clock.At(now), until(exp), until(askedExp)})
 }

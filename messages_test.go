@@ -61,9 +61,9 @@ func TestEveryMessageIsDocumented(t *testing.T) {
 		api.set(nil)
 		store.fail(nil)
 		serve("/documents/fails", new(app))
-		api.set(func(mintRequest) (*http.Response, error) { panic("bug") })
+		api.set(func(apiRequest) (*http.Response, error) { panic("bug") })
 		serve("/documents/panics", new(app))
-		api.set(func(mintRequest) (*http.Response, error) {
+		api.set(func(apiRequest) (*http.Response, error) {
 			return respond(&http.Request{URL: testEndpoint}, 201, `{"jwt":"`+testJWT(map[string]any{"jti": "1"})+`"}`), nil
 		})
 		serve("/documents/endless", new(app))
@@ -73,6 +73,12 @@ func TestEveryMessageIsDocumented(t *testing.T) {
 		serve("/documents/unstated", new(app))
 		api.set(granting(`{"permissions": ["other"]}`))
 		serve("/documents/fewer", new(app))
+		api.set(func(r apiRequest) (*http.Response, error) {
+			resp := respond(&http.Request{URL: testEndpoint}, 201, `{"jwt":"`+signed(1, r.exp)+`"}`)
+			resp.Header.Set("Date", time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat))
+			return resp, nil
+		})
+		serve("/documents/clock", new(app))
 		for _, entry := range logs.All() {
 			logged = append(logged, entry.Message)
 		}

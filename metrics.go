@@ -148,7 +148,7 @@ func newCollector() *collector {
 		inFlight:      desc("mints_in_flight", "Requests to mint a token that are under way."),
 		lastMint:      desc("last_mint_timestamp_seconds", "When a token was minted last; 0 for never."),
 		backoffUntil:  desc("backoff_until_timestamp_seconds", "Until when no token is minted because the API throttles or fails; 0 if it does not."),
-		rateLimited:   desc("rate_limited_total", "Mints that were refused because they would have waited too long for mint_rate."),
+		rateLimited:   desc("rate_limited_total", "Mints that were refused because no turn under mint_rate came in time."),
 		cachedTokens:  desc("cached_tokens", "Tokens in memory."),
 		cachedBytes:   desc("cached_bytes", "Memory that cached tokens take, as cache_size counts it."),
 		cacheRejected: desc("cache_rejected_total", "Tokens that a full cache has turned away; they are kept for a shorter time."),
@@ -166,8 +166,7 @@ func (c *collector) Describe(descs chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(metrics chan<- prometheus.Metric) {
-	now := time.Now()
-	for endpoint, sum := range sumByEndpoint(now) {
+	for endpoint, sum := range sumByEndpoint() {
 		send := func(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
 			metrics <- prometheus.MustNewConstMetric(desc, kind, value, append([]string{endpoint}, labels...)...)
 		}
@@ -197,7 +196,7 @@ type endpointSum struct {
 	cachedTokens, cachedBytes int64
 }
 
-func sumByEndpoint(now time.Time) map[string]*endpointSum {
+func sumByEndpoint() map[string]*endpointSum {
 	sums := make(map[string]*endpointSum)
 	of := func(endpoint string) *endpointSum {
 		if sums[endpoint] == nil {
@@ -219,8 +218,8 @@ func sumByEndpoint(now time.Time) map[string]*endpointSum {
 		tokens, bytes := p.cache.size()
 		sum.cachedTokens += tokens
 		sum.cachedBytes += bytes
-		if until, _ := p.backoff.heldUntil(now); !until.IsZero() {
-			sum.backoffUntil = max(sum.backoffUntil, float64(until.UnixNano())/1e9)
+		if until, _ := p.backoff.heldUntil(p.now()); !until.IsZero() {
+			sum.backoffUntil = max(sum.backoffUntil, float64(until.Wall().UnixNano())/1e9)
 		}
 	}
 	return sums

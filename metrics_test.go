@@ -16,6 +16,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // gather returns the metrics of an endpoint, by name and labels. Any order of
@@ -140,7 +142,7 @@ func TestWhatIsCounted(t *testing.T) {
 				synctest.Wait()
 			}
 		}
-		answer := func(answer func(mintRequest) (*http.Response, error), document string) func() {
+		answer := func(answer func(apiRequest) (*http.Response, error), document string) func() {
 			return func() {
 				api.set(answer)
 				serve("GET", "/documents/"+document)()
@@ -176,7 +178,7 @@ func TestWhatIsCounted(t *testing.T) {
 			{"throttled", answer(failing(429), "e"), "mint_duration_seconds:1 mints_total throttled:1 requests_total error:1"},
 			{"unavailable", answer(failing(500), "f"), "mint_duration_seconds:1 mints_total unavailable:1 requests_total error:1"},
 			{"timeout", answer(hanging, "g"), "mint_duration_seconds:1 mints_total timeout:1 requests_total error:1"},
-			{"invalid reply", answer(func(mintRequest) (*http.Response, error) {
+			{"invalid reply", answer(func(apiRequest) (*http.Response, error) {
 				return respond(&http.Request{URL: testEndpoint}, 201, `{}`), nil
 			}, "h"), "mint_duration_seconds:1 mints_total invalid_reply:1 requests_total error:1"},
 			{"refused and sent again", answer(refusing, "i"), "mint_duration_seconds:2 mints_total unavailable:2 requests_total error:1"},
@@ -282,7 +284,7 @@ func TestCountersOutliveTheirPool(t *testing.T) {
 				return
 			default:
 			}
-			sum := sumByEndpoint(time.Now())[endpoint.Host]
+			sum := sumByEndpoint()[endpoint.Host]
 			if sum == nil {
 				continue
 			}
@@ -301,7 +303,7 @@ func TestCountersOutliveTheirPool(t *testing.T) {
 			break
 		}
 		h.tenant = newTenant(new(fakeAPI), nil, zap.NewNop(), testKey)
-		if h.pool, err = joinPool(testSettings(t), endpoint, h.tenant); err != nil {
+		if h.pool, err = joinPool(testSettings(t), endpoint, h.tenant, clock.Now); err != nil {
 			t.Error(err)
 			break
 		}
@@ -375,11 +377,11 @@ func TestCacheCountsItsTokens(t *testing.T) {
 		}
 	}
 	for i := range 3000 { // more than fit
-		c.put(cachedToken(longKey("key", i)), now)
+		c.put(cachedToken(longKey("key", i)), clock.At(now))
 	}
 	check("full")
 	for i := range 500 { // again
-		c.put(cachedToken(longKey("key", i)), now)
+		c.put(cachedToken(longKey("key", i)), clock.At(now))
 	}
 	check("stored again")
 	tokens, bytes := c.size()
@@ -389,14 +391,14 @@ func TestCacheCountsItsTokens(t *testing.T) {
 	c.main.UpdateMaxCost(1) // from now on ristretto rejects every new key
 	before := c.rejected.Load()
 	for i := range 100 {
-		c.put(cachedToken(longKey("new", i)), now)
+		c.put(cachedToken(longKey("new", i)), clock.At(now))
 	}
 	check("turned away")
 	if got := c.rejected.Load() - before; got != 100 {
 		t.Errorf("%d are counted as turned away, want 100", got)
 	}
 	c.main.UpdateMaxCost(minCacheSize)
-	c.purge("", now)
+	c.purge("", clock.At(now))
 	check("purged")
 	c.close()
 	if tokens, _ := c.size(); tokens != int64(len(c.recent.tokens)) {

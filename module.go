@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"net/netip"
 	"net/textproto"
@@ -17,12 +18,12 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
-	"golang.org/x/time/rate"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 	"github.com/viewersession/caddy-viewer-session/internal/secret"
 )
 
@@ -140,7 +141,8 @@ type Handler struct {
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
 	// How many tokens are minted at most. Document ids come from URLs, so
-	// strangers choose them. Default: 100 per second, 1000 at once.
+	// strangers choose them. Over it, requests queue for half of timeout at
+	// most, and clients take turns. Default: 100 per second, 1000 at once.
 	MintRate *MintRate `json:"mint_rate,omitempty"`
 
 	// How many bytes of memory cached tokens may take, at least 1048576
@@ -282,8 +284,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.warn(endpoint)
-	h.tenant = newTenant(mod.(http.RoundTripper), store, h.logger, apiKey)
-	h.pool, err = joinPool(settings, endpoint, h.tenant)
+	h.tenant = newTenant(newConnections(mod.(http.RoundTripper), settings.timeout), store, h.logger, apiKey)
+	h.pool, err = joinPool(settings, endpoint, h.tenant, clock.Now)
 	return err
 }
 
@@ -802,7 +804,7 @@ func (m *MintRate) limits() (perSecond float64, burst int, err error) {
 		if m.Rate != 0 || m.Burst != 0 {
 			return 0, 0, errors.New("mint_rate: off stands alone, without a rate")
 		}
-		return float64(rate.Inf), 0, nil
+		return math.Inf(1), 0, nil
 	}
 	if !(m.Rate > 0) || m.Rate > 1e6 {
 		return 0, 0, fmt.Errorf("mint_rate %v: write how many tokens may be minted per second, up to 1000000, or off", m.Rate)

@@ -13,7 +13,7 @@ import (
 // minute later every token is fresh.
 func TestHalfAnHourOfOutage(t *testing.T) {
 	const documents = 1000
-	for name, outage := range map[string]func(mintRequest) (*http.Response, error){
+	for name, outage := range map[string]func(apiRequest) (*http.Response, error){
 		"refused": refusing, "503": failing(503), "429": failing(429, "Retry-After", "30"), "hangs": hanging, "key refused": failing(401),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -55,7 +55,7 @@ func TestHalfAnHourOfOutage(t *testing.T) {
 					t.Errorf("%d mints were tried in half an hour of outage", tried)
 				}
 
-				p.api.set(func(r mintRequest) (*http.Response, error) {
+				p.api.set(func(r apiRequest) (*http.Response, error) {
 					if r.doc == "bad" {
 						return failing(500)(r)
 					}

@@ -16,10 +16,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
-	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // pools keeps what must survive a reload: tokens, back-off, the rate limit and
@@ -33,7 +34,7 @@ type poolSettings struct {
 	endpoint  string
 	apiKey    string // the placeholder, not what it stands for
 	timeout   time.Duration
-	rate      float64 // per second; rate.Inf for none
+	rate      float64 // per second; infinite for none
 	burst     int
 	cacheSize int64
 	transport string // as JSON
@@ -46,9 +47,9 @@ type pool struct {
 	endpoint *url.URL
 
 	cache   *tokenCache
-	flights singleflight.Group
+	flights flights
 	backoff backoff
-	limiter *rate.Limiter
+	queue   *queue
 
 	mu      sync.Mutex
 	tenants []*tenant // the handlers that use the pool, in the order in which they came
@@ -68,17 +69,22 @@ type pool struct {
 	// right after a rotation, nobody who has a document open should notice.
 	formerAccounts atomic.Pointer[[]account]
 
-	started    time.Time
+	now        func() clock.Time
+	started    clock.Time
 	mintedAt   atomic.Int64 // when the latest mint succeeded, as elapsed has it
 	keyChecks  *rate.Limiter
 	failureLog logGate
 	storeLog   logGate
+	clockLog   logGate
+	apiClock   apiClock
 
 	noExpWarned, fewerWarned, unverifiedWarned atomic.Bool
 
 	// documentedUntil is until when requests name the permissions in the
 	// documented way alone, as elapsed has it: the API has refused the other.
 	documentedUntil atomic.Int64
+
+	peeks chan struct{} // bounds how many look into the store without a turn
 
 	counters     *counters // outlives the pool
 	mintDuration prometheus.Observer
@@ -124,18 +130,22 @@ func (a *account) cacheKey(name string) []byte {
 
 // joinPool adds a tenant to the pool with these settings and makes the pool if
 // there is none.
-func joinPool(settings poolSettings, endpoint *url.URL, t *tenant) (*pool, error) {
+func joinPool(settings poolSettings, endpoint *url.URL, t *tenant, now func() clock.Time) (*pool, error) {
 	value, _, err := pools.LoadOrNew(settings, func() (caddy.Destructor, error) {
 		p := &pool{
 			settings:  settings,
 			endpoint:  endpoint,
 			counters:  new(counters),
-			limiter:   rate.NewLimiter(rate.Limit(settings.rate), settings.burst),
 			keyChecks: rate.NewLimiter(keyCheckRate, keyCheckRate),
-			started:   time.Now(),
+			now:       now,
+			started:   now(),
+			clockLog:  logGate{interval: time.Hour},
+			peeks:     make(chan struct{}, maxPeeks),
 		}
+		p.queue = newQueue(settings.rate, settings.burst, settings.timeout, func() time.Duration { return clock.Now().Mono() })
+		p.flights.queue, p.flights.now = p.queue, p.now
 		var err error
-		if p.cache, err = newTokenCache(settings.cacheSize, &p.counters.cacheRejected); err != nil {
+		if p.cache, err = newTokenCache(settings.cacheSize, &p.counters.cacheRejected, p.now); err != nil {
 			return nil, err
 		}
 		p.account.Store(&t.credential.Load().account)
@@ -216,7 +226,7 @@ func (r result) String() string { return results[r] }
 func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	var buf [160]byte
 	key := a.appendKey(append(buf[:0], p.account.Load()[:]...))
-	now := time.Now()
+	now := p.now()
 	cached, state := p.lookUp(key, a.minRemaining, now)
 	switch state {
 	case expired: // or none
@@ -233,29 +243,36 @@ func (p *pool) get(ctx context.Context, a *ask) (*token, result, *failure) {
 	}
 
 	minted, result, f := p.await(ctx, string(key), a, errand{})
-	if state == expired && f != nil {
+	if f == nil {
+		return minted, result, nil
+	}
+	if state == expired {
 		// The shared store may have had one that runs short.
 		if cached = p.cache.get(key); cached != nil {
 			state = short
 		}
 	}
-	if cached != nil && p.cache.purges.cover(cached) {
-		state = expired
-	}
-	switch {
-	case f == nil:
-		return minted, result, nil
-	case f.reason != reasonClientGone && state == short && cached.freshness(time.Now(), 0) != expired:
+	if state == short && p.mayStandIn(cached, key, f) {
 		return cached, resultStale, nil
-	default:
-		return nil, resultError, f
 	}
+	return nil, resultError, f
+}
+
+// mayStandIn reports whether the cached token for the key may be handed out
+// although it runs short, because of why none could be minted.
+func (p *pool) mayStandIn(cached *token, key []byte, f *failure) bool {
+	if f.reason == reasonClientGone || p.cache.purges.cover(cached) || cached.freshness(p.now(), 0) == expired {
+		return false
+	}
+	// A former key's token is for when the API is in trouble. Where it refuses
+	// the document, the token would say what is not true any more.
+	return cached.key() == string(key) || f.apiTrouble()
 }
 
 // lookUp returns the cached token and what it is good for; nil and expired if
 // there is none that is valid. One of an account that was used before only does
 // where none can be minted.
-func (p *pool) lookUp(key []byte, minRemaining time.Duration, now time.Time) (*token, freshness) {
+func (p *pool) lookUp(key []byte, minRemaining time.Duration, now clock.Time) (*token, freshness) {
 	t := p.cache.get(key)
 	if state := t.freshness(now, minRemaining); state != expired {
 		return t, state
@@ -274,7 +291,7 @@ func (p *pool) lookUp(key []byte, minRemaining time.Duration, now time.Time) (*t
 // is still the cached one, it is replaced.
 func (p *pool) getAnother(ctx context.Context, a *ask, rejected string) (*token, result, *failure) {
 	key := p.account.Load().cacheKey(string(a.appendKey(nil)))
-	cached, _ := p.lookUp(key, a.minRemaining, time.Now())
+	cached, _ := p.lookUp(key, a.minRemaining, p.now())
 	switch {
 	case cached == nil:
 		// The shared store may have it.
@@ -290,19 +307,19 @@ func (p *pool) getAnother(ctx context.Context, a *ask, rejected string) (*token,
 // fail, so that nobody who has this valid one should wait for it. What was
 // heard of the API is believed for a while only: after that, a request waits
 // and finds out, since it would be handed a token that runs short otherwise.
-func (p *pool) failing(cached *token, now time.Time) bool {
+func (p *pool) failing(cached *token, now clock.Time) bool {
 	failedAt := cached.failedAt.Load()
 	return failedAt > p.mintedAt.Load() && int64(p.elapsed(now))-failedAt < int64(badNewsAge) ||
 		p.backoff.holding(now)
 }
 
 // elapsed is the time on the pool's own clock, which no step of the wall clock moves.
-func (p *pool) elapsed(now time.Time) time.Duration { return now.Sub(p.started) }
+func (p *pool) elapsed(now clock.Time) time.Duration { return now.Mono() - p.started.Mono() }
 
 // renew mints in the background. Of ctx, only the span goes on.
-func (p *pool) renew(ctx context.Context, cached *token, a *ask, now time.Time) {
+func (p *pool) renew(ctx context.Context, cached *token, a *ask, now clock.Time) {
 	if cached.claimRenewal(p.elapsed(now)) {
-		p.fly(cached.key(), a, errand{renewal: true, span: trace.SpanFromContext(ctx)})
+		p.fly(cached.key(), "", a, errand{renewal: true, span: trace.SpanFromContext(ctx)})
 	}
 }
 
@@ -310,74 +327,60 @@ func (p *pool) renew(ctx context.Context, cached *token, a *ask, now time.Time) 
 // not return the rejected token, if there is one.
 func (p *pool) await(ctx context.Context, key string, a *ask, e errand) (*token, result, *failure) {
 	since := p.cache.purges.now()
+	client := clientOf(ctx, a.userID)
 	e.span = trace.SpanFromContext(ctx)
 	for {
-		flight := p.fly(key, a, e)
+		flight, started := p.fly(key, client, a, e)
 		select {
-		case landed := <-flight.landed:
-			if landed.Err == nil {
-				minted := landed.Val.(*token)
-				if minted.era < since && p.cache.purges.cover(minted) {
-					continue // it joined a mint that began before the purge
-				}
-				if flight.minted.Load() {
-					return minted, resultMinted, nil
-				}
-				// It may have joined a flight that did not know of the
-				// rejected token, or such a flight was faster.
-				if e.avoids(minted) {
-					e.rejected, e.rejectedText = minted, ""
-					continue
-				}
-				return minted, resultShared, nil
-			}
-			if f := asFailure(landed.Err); !f.gaveWay {
-				return nil, resultError, f
-			}
-			// It joined a renewal that left mint_rate to those who wait,
-			// which this one does, or that another gateway is at.
+		case <-flight.landed:
+			p.flights.leave(flight, client)
 		case <-ctx.Done():
+			p.flights.leave(flight, client)
 			return nil, resultError, &failure{reason: reasonClientGone, err: fmt.Errorf("the client went away while a token was minted: %w", context.Cause(ctx))}
+		}
+		if f := flight.failure; f != nil {
+			if f.gaveWay || f == errAbandoned {
+				// It joined a renewal that left mint_rate to those who wait,
+				// which this one does, or that another gateway is at.
+				continue
+			}
+			return nil, resultError, f
+		}
+		t := flight.token
+		switch {
+		case t.era < since && p.cache.purges.cover(t):
+			// It joined a mint that began before the purge.
+		case started && flight.minted:
+			return t, resultMinted, nil
+		case e.avoids(t):
+			// It may have joined a flight that did not know of the rejected
+			// token, or such a flight was faster.
+			e.rejected, e.rejectedText = t, ""
+		case !started && !flight.minted && t.freshness(p.now(), a.minRemaining) < due:
+			// It joined a flight for a route that is content with less.
+		default:
+			return t, resultShared, nil
 		}
 	}
 }
 
-// errand is what a flight is for, but for the token that it brings.
-type errand struct {
-	renewal      bool       // nobody waits for it
-	rejected     *token     // a browser says that this one was rejected, which is the cached one
-	rejectedText string     // a browser says that this one was rejected, and none is cached
-	span         trace.Span // of the request that led to it; nil for none
-}
-
-type flight struct {
-	landed <-chan singleflight.Result
-	minted atomic.Bool // whether this caller's own call is the one that minted
-}
-
-// fly starts a mint for key, or joins the one that is under way. It ends by
-// itself within the timeout, whoever waits for it.
-func (p *pool) fly(key string, a *ask, e errand) *flight {
-	flight := new(flight)
+// fly starts a flight for the key, or joins the one that is under way. It ends
+// by itself within the timeout, whoever waits for it. A client that is not
+// empty waits, and leaves in the end.
+func (p *pool) fly(key, client string, a *ask, e errand) (f *flight, started bool) {
 	asked := *a
 	// Without the account: when the key has changed, those who still come
 	// with the old one join those who already come with the new one.
-	name := key[len(account{}):]
-	flight.landed = p.flights.DoChan(name, func() (any, error) {
-		t, minted, f := p.land(name, &asked, e)
-		if f != nil {
-			return nil, f
-		}
-		flight.minted.Store(minted)
-		return t, nil
+	return p.flights.join(key[len(account{}):], client, func(f *flight) {
+		f.token, f.minted, f.failure = p.land(f, &asked, e)
 	})
-	return flight
 }
 
-// land runs one flight: it looks again, here and in the shared store, asks for
-// admission, mints, and publishes the token before the flight ends, so that
-// there is no moment at which a request finds neither the flight nor the token.
-func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *failure) {
+// land runs one flight: what costs little comes first, then a turn under
+// mint_rate, then the shared store and its lock, and the mint at last. The token
+// is published before the flight ends, so that there is no moment at which a
+// request finds neither the flight nor the token.
+func (p *pool) land(fl *flight, a *ask, e errand) (t *token, minted bool, f *failure) {
 	defer func() {
 		// Nobody else could recover a panic in a flight.
 		if r := recover(); r != nil {
@@ -385,96 +388,162 @@ func (p *pool) land(name string, a *ask, e errand) (t *token, minted bool, f *fa
 		}
 	}()
 	began := p.cache.purges.now()
-	key, now := p.account.Load().cacheKey(name), time.Now()
+	key, now := p.account.Load().cacheKey(fl.name), p.now()
 	cached, state := p.lookUp(key, a.minRemaining, now)
 	if state == fresh && cached != e.rejected && !p.cache.purges.cover(cached) {
 		return cached, false, nil // published between the look-up and this flight
 	}
-	lease := new(lease)
-	if !p.backoff.remembers(name, now) {
-		if t, lease, f = p.consult(key, a, e, cached, began); f != nil {
+	replaces := e.rejected.freshness(now, 0) != expired
+	if replaces {
+		if f := p.tooSoon(e.rejected, now); f != nil {
 			return nil, false, f
 		}
-		if t != nil {
-			p.cache.put(t, time.Now())
+	}
+	look := p.newLook(key, a, e, cached, began)
+	switch f, remembered := p.heldBack(fl.name, a.documentID, now); {
+	case remembered:
+		return nil, false, f
+	case f != nil:
+		if t := look.peek(); t != nil {
 			return t, false, nil
 		}
+		return nil, false, f
+	}
+
+	left := p.settings.timeout
+	if e.renewal {
+		if !p.queue.takeSpare() {
+			return nil, false, &failure{reason: reasonRateLimited, gaveWay: true, err: errors.New("a renewal gave way to requests that wait for mint_rate")}
+		}
+	} else {
+		if t, left, f = p.takeTurn(fl, look); t != nil || f != nil {
+			return t, false, f
+		}
+	}
+	sent := false
+	defer func() {
+		if !sent {
+			p.queue.giveBack()
+		}
+	}()
+
+	t, lease, f := look.acquire()
+	if t != nil || f != nil {
+		return t, false, f
 	}
 	var shared *token
 	defer func() { lease.finish(shared) }()
-	if now = time.Now(); e.rejected.freshness(now, 0) != expired {
+	now = p.now()
+	if replaces {
 		if f := p.claimReplacement(e.rejected, now); f != nil {
 			return nil, false, f
 		}
 	}
-	admission, f := p.backoff.admit(name, a.documentID, time.Now())
-	if f != nil && f.reason == reasonKeyRefused && p.refreshKey(p.credential()) {
-		admission, f = p.backoff.admit(name, a.documentID, time.Now())
-	}
+	admission, f := p.backoff.admit(fl.name, a.documentID, now)
 	if f != nil {
 		return nil, false, f
 	}
-	t, ownOnly, f := p.mintAdmitted(name, a, e, began, lease)
-	now = time.Now()
-	if f == nil {
+	sent = true
+	t, ownOnly, f := p.mintAdmitted(fl.name, a, e, began, left)
+	now = p.now()
+	switch {
+	case f == nil:
 		p.mintedAt.Store(int64(p.elapsed(now)))
-	} else if cached != nil && !f.gaveWay {
+	case cached != nil && (cached.key() == string(key) || f.apiTrouble()):
 		cached.failedAt.Store(int64(p.elapsed(now)))
 	}
 	if f = p.backoff.settle(admission, f, now); f != nil {
-		if !f.gaveWay {
-			p.failed(f, now)
-		}
+		p.failed(f, now.Wall())
 		return nil, false, f
 	}
-	p.worked(now)
+	p.worked(now.Wall())
 	if !ownOnly {
 		shared = t
 	}
 	return t, true, nil
 }
 
+// heldBack returns why no mint may be sent now for the ask with this name, if
+// that is so, and whether it is this ask's own failure that is remembered.
+func (p *pool) heldBack(name, document string, now clock.Time) (f *failure, remembered bool) {
+	f, remembered = p.backoff.held(name, document, now)
+	if f != nil && f.reason == reasonKeyRefused && p.refreshKey(p.credential()) {
+		f, remembered = p.backoff.held(name, document, now)
+	}
+	return f, remembered
+}
+
+// takeTurn waits for a turn under mint_rate. Whoever has to wait looks into the
+// shared store first: what is there costs no mint.
+func (p *pool) takeTurn(fl *flight, look *look) (t *token, left time.Duration, f *failure) {
+	if p.flights.abandoned(fl) {
+		return nil, 0, errAbandoned
+	}
+	if p.queue.take() {
+		return nil, p.settings.timeout, nil
+	}
+	if t = look.peek(); t != nil {
+		return t, 0, nil
+	}
+	left, f = p.flights.takeTurn(fl, p.settings.timeout)
+	if f != nil && f.reason == reasonRateLimited {
+		p.counters.rateLimited.Add(1)
+		p.failed(f, time.Now())
+	}
+	return nil, left, f
+}
+
 // mintAdmitted mints and publishes. It never panics: an admission that is not
 // settled would hold up others for good.
-func (p *pool) mintAdmitted(name string, a *ask, e errand, began era, lease *lease) (t *token, ownOnly bool, f *failure) {
+func (p *pool) mintAdmitted(name string, a *ask, e errand, began era, left time.Duration) (t *token, ownOnly bool, f *failure) {
 	defer func() {
 		if r := recover(); r != nil {
 			t, f = nil, p.panicked(r)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(mintContext(), p.settings.timeout)
+	ctx, cancel := context.WithTimeout(mintContext(), left)
 	defer cancel()
-	if e.renewal {
-		f = p.takeSpareRate()
-	} else {
-		f = p.waitForRate(ctx, lease)
-	}
-	if f != nil {
-		return nil, false, f
-	}
+	start := p.now()
 	if t, ownOnly, f = p.mint(ctx, name, a, e); f != nil {
+		if f.reason == reasonTimeout && left < p.settings.timeout {
+			// It had less time than it is entitled to, since it had to
+			// queue: that says nothing of the API.
+			p.queue.observe(left, false)
+			hurried := *f
+			hurried.hurried = true
+			return nil, false, &hurried
+		}
 		return nil, false, f
 	}
+	p.queue.observe(p.now().Since(start), true)
 	t.era = began
 	if e.rejected != nil || e.rejectedText != "" {
-		t.replaceAfter.Store(int64(p.elapsed(time.Now()) + replacementRest))
+		t.replaceAfter.Store(int64(p.elapsed(p.now()) + replacementRest))
 	}
-	p.cache.put(t, time.Now())
+	p.cache.put(t, p.now())
 	return t, ownOnly, nil
 }
 
-// claimReplacement lets a rejected token be replaced, once in a while: a page
-// that goes wrong must not turn every attempt into a mint.
-func (p *pool) claimReplacement(rejected *token, now time.Time) *failure {
-	elapsed := int64(p.elapsed(now))
-	if after := rejected.replaceAfter.Load(); elapsed < after {
-		return &failure{
-			reason:  reasonTooSoon,
-			err:     fmt.Errorf("this document's token was replaced, or could not be, less than %s ago", replacementRest),
-			retryAt: now.Add(time.Duration(after - elapsed)),
-		}
+// tooSoon returns a failure if the rejected token rests: a page that goes wrong
+// must not turn every attempt into a mint.
+func (p *pool) tooSoon(rejected *token, now clock.Time) *failure {
+	rest := time.Duration(rejected.replaceAfter.Load()) - p.elapsed(now)
+	if rest <= 0 {
+		return nil
 	}
-	rejected.replaceAfter.Store(elapsed + int64(replacementRest))
+	return &failure{
+		reason:  reasonTooSoon,
+		err:     fmt.Errorf("this document's token was replaced, or could not be, less than %s ago", replacementRest),
+		retryAt: now.Add(min(rest, replacementRest)),
+	}
+}
+
+// claimReplacement lets a rejected token be replaced, once in a while.
+func (p *pool) claimReplacement(rejected *token, now clock.Time) *failure {
+	if f := p.tooSoon(rejected, now); f != nil {
+		return f
+	}
+	rejected.replaceAfter.Store(int64(p.elapsed(now) + replacementRest))
 	return nil
 }
 
@@ -482,7 +551,7 @@ func (p *pool) claimReplacement(rejected *token, now time.Time) *failure {
 // returns how many there were. Mints under way are not stored any more;
 // requests that come from now on do not get what they bring.
 func (p *pool) purge(documentID string) int {
-	return p.cache.purge(documentID, time.Now())
+	return p.cache.purge(documentID, p.now())
 }
 
 func (p *pool) panicked(r any) *failure {
@@ -500,28 +569,36 @@ func mintContext() context.Context {
 	return context.WithValue(context.Background(), caddy.ReplacerCtxKey, caddy.NewReplacer())
 }
 
-// mint asks the API, once more with the new key if the key was refused and has
-// changed, once more if the first attempt surely did not reach it, and once
-// more in the documented way if the request was refused. ownOnly is as in
-// tokenFacts.
+// mint asks the API, and once more each if the first attempt surely did not reach
+// it, or the key was refused and has changed; if the request was refused, and
+// this machine's clock is off; and if it was refused, in the documented way.
+// ownOnly is as in tokenFacts.
 func (p *pool) mint(ctx context.Context, name string, a *ask, e errand) (t *token, ownOnly bool, f *failure) {
 	form := p.bodyForm(a)
-	repeated, fellBack := false, false
+	repeated, fellBack, clockCorrected := false, false, false
 	for {
 		tenant := p.active.Load()
 		credential := tenant.credential.Load()
-		minted, err := p.askAPI(ctx, tenant.transport, credential.apiKey, a, form, e)
+		now, offset := p.apiClock.now(p.now())
+		minted, err := p.askAPI(ctx, mintRequest{
+			ask: a, transport: tenant.transport, endpoint: p.endpoint, apiKey: credential.apiKey, form: form, now: now, clock: p.now,
+		}, e)
+		if err == nil && !clockCorrected && minted.life < min(a.minRemaining, minted.asked-maxClockOffset) && p.clockMoved(offset) {
+			// The token ends early for a clock that was wrong, and is known now.
+			p.queue.charge()
+			clockCorrected = true
+			continue
+		}
 		if err == nil {
 			if fellBack {
-				p.documentedUntil.Store(int64(p.elapsed(time.Now()) + fallbackMemory))
+				p.documentedUntil.Store(int64(p.elapsed(p.now()) + fallbackMemory))
 				tenant.logger.Warn("the API refuses requests that name permissions in two ways; naming them as document_permissions only from now on, and trying again in an hour")
 			}
 			p.warnOfToken(tenant.logger, &minted, a)
 			if credential == p.credential() { // and not one that was replaced meanwhile
 				p.useAccount(&credential.account)
 			}
-			t = newToken(string(credential.account.cacheKey(name)), minted.jwt, minted.exp, minted.askedExp, time.Now())
-			return t, minted.ownOnly, nil
+			return newToken(string(credential.account.cacheKey(name)), minted.jwt, minted.exp, minted.lifetime), minted.ownOnly, nil
 		}
 		f := asFailure(err)
 		if f.reason == reasonOverGranted {
@@ -530,8 +607,11 @@ func (p *pool) mint(ctx context.Context, name string, a *ask, e errand) (t *toke
 		switch {
 		case ctx.Err() != nil:
 			return nil, false, f
+		case !clockCorrected && f.mayBeExp() && p.clockMoved(offset):
+			p.queue.charge()
+			clockCorrected = true
 		case a.mayFallBack(f, form):
-			p.limiter.ReserveN(time.Now(), 1) // it counts, and has had its turn
+			p.queue.charge()
 			form, fellBack = documentedName, true
 		case !repeated && (f.unsent || f.reason == reasonKeyRefused && p.refreshKey(credential)):
 			repeated = true
@@ -541,12 +621,19 @@ func (p *pool) mint(ctx context.Context, name string, a *ask, e errand) (t *toke
 	}
 }
 
+// clockMoved reports whether the API's time is known to be another than it was
+// thought to be with this offset.
+func (p *pool) clockMoved(offset time.Duration) bool {
+	_, known := p.apiClock.now(p.now())
+	return (known - offset).Abs() > maxClockOffset
+}
+
 // fallbackMemory is how long the API is believed to take only what is documented.
 const fallbackMemory = time.Hour
 
 // bodyForm returns how to name the permissions.
 func (p *pool) bodyForm(a *ask) bodyForm {
-	if int64(p.elapsed(time.Now())) < p.documentedUntil.Load() && documented(a.permissions) {
+	if int64(p.elapsed(p.now())) < p.documentedUntil.Load() && documented(a.permissions) {
 		return documentedName
 	}
 	return bothNames
@@ -568,7 +655,7 @@ func (p *pool) warnOfToken(logger *zap.Logger, minted *mintReply, a *ask) {
 }
 
 // askAPI sends one request and counts it.
-func (p *pool) askAPI(ctx context.Context, transport http.RoundTripper, apiKey string, a *ask, form bodyForm, e errand) (mintReply, error) {
+func (p *pool) askAPI(ctx context.Context, m mintRequest, e errand) (mintReply, error) {
 	start := time.Now()
 	ctx, span := startMintSpan(ctx, e, p.endpoint)
 	status, result := 0, outcome(reasonUnavailable) // if it panics
@@ -579,7 +666,8 @@ func (p *pool) askAPI(ctx context.Context, transport http.RoundTripper, apiKey s
 		p.mintDuration.Observe(time.Since(start).Seconds())
 		endMintSpan(span, status, result)
 	}()
-	minted, err := mintToken(ctx, transport, p.endpoint, apiKey, a, form)
+	minted, err := mintToken(ctx, m)
+	p.observeClock(minted.exchange)
 	if err != nil {
 		f := asFailure(err)
 		status, result = f.answered, outcome(f.reason)
@@ -588,6 +676,19 @@ func (p *pool) askAPI(ctx context.Context, transport http.RoundTripper, apiKey s
 	status, result = minted.status, outcomeOK
 	p.counters.lastMint.Store(time.Now().UnixNano())
 	return minted, nil
+}
+
+// observeClock learns the API's time from an answer, and tells the operator if
+// the clocks differ.
+func (p *pool) observeClock(x exchange) {
+	p.apiClock.observe(x)
+	offset, _ := x.offset()
+	if offset.Abs() <= maxClockOffset {
+		return
+	}
+	if _, ok := p.clockLog.open("", time.Now()); ok {
+		p.logger().Warn("this machine's clock is off, by the API's; set it by the network (NTP)", zap.Duration("ahead", offset.Round(time.Second)))
+	}
 }
 
 // useAccount has the tokens of this account looked up from now on.
@@ -610,42 +711,6 @@ func (p *pool) useAccount(proven *account) {
 	former = former[:min(len(former), maxFormerAccounts)]
 	p.formerAccounts.Store(&former)
 	p.account.Store(proven)
-}
-
-// takeSpareRate is for renewals, which count towards mint_rate but give way:
-// they take what is left of it when nobody waits.
-func (p *pool) takeSpareRate() *failure {
-	now := time.Now()
-	reserve := float64(p.limiter.Burst()) / 4
-	if p.limiter.TokensAt(now) < reserve || !p.limiter.AllowN(now, 1) {
-		return &failure{reason: reasonRateLimited, gaveWay: true, err: errors.New("a renewal gave way to requests that wait for mint_rate")}
-	}
-	return nil
-}
-
-// waitForRate queues for mint_rate. Other gateways, which may have some of it
-// left, are not to wait as well, so it gives the lease's lock back first.
-func (p *pool) waitForRate(ctx context.Context, lease *lease) *failure {
-	now := time.Now()
-	reservation := p.limiter.ReserveN(now, 1)
-	delay := reservation.DelayFrom(now)
-	if delay == 0 {
-		return nil
-	}
-	if deadline, ok := ctx.Deadline(); ok && now.Add(delay).After(deadline) {
-		reservation.CancelAt(now)
-		p.counters.rateLimited.Add(1)
-		return &failure{
-			reason:  reasonRateLimited,
-			err:     fmt.Errorf("over mint_rate: %d tokens wait to be minted; strangers may be asking for made-up documents, or mint_rate is too low", int(delay.Seconds()*p.settings.rate)),
-			retryAt: now.Add(delay - p.settings.timeout),
-		}
-	}
-	lease.yield()
-	if !sleep(ctx, delay) {
-		return &failure{reason: reasonTimeout, err: fmt.Errorf("waiting for mint_rate: %w", ctx.Err())}
-	}
-	return nil
 }
 
 // keyCheckRate bounds how often per second a refused key is compared with what

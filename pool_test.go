@@ -23,6 +23,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // fakeAPI is a transport that answers as the API does, without a network, so
@@ -30,12 +32,12 @@ import (
 type fakeAPI struct {
 	mu     sync.Mutex
 	mints  int
-	asked  []mintRequest
-	answer func(mintRequest) (*http.Response, error) // nil: a token as asked for
+	asked  []apiRequest
+	answer func(apiRequest) (*http.Response, error) // nil: a token as asked for
 	delay  time.Duration
 }
 
-type mintRequest struct {
+type apiRequest struct {
 	ctx  context.Context
 	key  string
 	doc  string
@@ -59,7 +61,7 @@ func (f *fakeAPI) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := json.Unmarshal(sent, &body); err != nil {
 		return nil, err
 	}
-	asked := mintRequest{
+	asked := apiRequest{
 		ctx: r.Context(), key: r.Header.Get("Authorization"),
 		doc: body.AllowedDocuments[0].DocumentID, user: body.UserID, exp: body.Exp, body: string(sent),
 	}
@@ -91,7 +93,7 @@ func signed(serial int, exp int64) string {
 	return testJWT(map[string]any{"exp": exp, "jti": serial, "permissions": []string{"read"}})
 }
 
-func (f *fakeAPI) set(answer func(mintRequest) (*http.Response, error)) {
+func (f *fakeAPI) set(answer func(apiRequest) (*http.Response, error)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.answer = answer
@@ -123,8 +125,8 @@ func newEndpoint() *url.URL {
 var testEndpoint = &url.URL{Scheme: "https", Host: "api.example.com", Path: "/viewer/sessions"}
 
 // failing answers with a status and body.
-func failing(status int, header ...string) func(mintRequest) (*http.Response, error) {
-	return func(mintRequest) (*http.Response, error) {
+func failing(status int, header ...string) func(apiRequest) (*http.Response, error) {
+	return func(apiRequest) (*http.Response, error) {
 		resp := respond(&http.Request{URL: testEndpoint}, status, `{}`)
 		for i := 0; i+1 < len(header); i += 2 {
 			resp.Header.Set(header[i], header[i+1])
@@ -133,11 +135,11 @@ func failing(status int, header ...string) func(mintRequest) (*http.Response, er
 	}
 }
 
-func refusing(mintRequest) (*http.Response, error) {
+func refusing(apiRequest) (*http.Response, error) {
 	return nil, reverseproxy.NewDialError(&net.OpError{Op: "dial", Err: errors.New("connection refused")})
 }
 
-func hanging(r mintRequest) (*http.Response, error) {
+func hanging(r apiRequest) (*http.Response, error) {
 	<-r.ctx.Done()
 	return nil, r.ctx.Err()
 }
@@ -159,6 +161,12 @@ func testSettings(t *testing.T) poolSettings {
 
 func withPool(t *testing.T, change func(*poolSettings), test func(*testing.T, *poolTest)) {
 	t.Helper()
+	withPoolAt(t, clock.Now, change, test)
+}
+
+// withPoolAt is withPool for a gateway with clocks of its own.
+func withPoolAt(t *testing.T, now func() clock.Time, change func(*poolSettings), test func(*testing.T, *poolTest)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		settings := testSettings(t)
 		if change != nil {
@@ -166,7 +174,7 @@ func withPool(t *testing.T, change func(*poolSettings), test func(*testing.T, *p
 		}
 		api := new(fakeAPI)
 		tenant := newTenant(api, nil, zap.NewNop(), "pdf_live_test")
-		p, err := joinPool(settings, newEndpoint(), tenant)
+		p, err := joinPool(settings, newEndpoint(), tenant, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -322,9 +330,9 @@ func TestTokenThroughItsLife(t *testing.T) {
 }
 
 func TestValidTokenOutlivesAnOutage(t *testing.T) {
-	for name, outage := range map[string]func(mintRequest) (*http.Response, error){
+	for name, outage := range map[string]func(apiRequest) (*http.Response, error){
 		"refused": refusing, "5xx": failing(500), "hangs": hanging, "key refused": failing(403), "rejected": failing(404),
-		"throttled": failing(429, "Retry-After", "60"), "rubbish": func(mintRequest) (*http.Response, error) {
+		"throttled": failing(429, "Retry-After", "60"), "rubbish": func(apiRequest) (*http.Response, error) {
 			return respond(&http.Request{URL: testEndpoint}, 200, "<html>"), nil
 		},
 	} {
@@ -373,7 +381,7 @@ func TestStaleTokenWhenTheMintFails(t *testing.T) {
 
 func TestColdDocumentFails(t *testing.T) {
 	for name, tc := range map[string]struct {
-		answer func(mintRequest) (*http.Response, error)
+		answer func(apiRequest) (*http.Response, error)
 		reason reason
 		status int
 		after  time.Duration
@@ -402,7 +410,7 @@ func TestColdDocumentFails(t *testing.T) {
 				if got := time.Since(start); got != tc.after {
 					t.Errorf("it took %s, want %s", got, tc.after)
 				}
-				if f.status() == 503 && !f.retryAt.After(time.Now()) {
+				if f.status() == 503 && clock.Now().Until(f.retryAt) <= 0 {
 					t.Error("503 without a time to retry at")
 				}
 				p.api.set(nil)
@@ -418,7 +426,7 @@ func TestOnlyWhatWasNotSentIsRetried(t *testing.T) {
 		p.api.set(refusing)
 		p.wantFailure("unsent", reasonUnavailable)
 		p.wantMints(2)
-		p.api.set(func(mintRequest) (*http.Response, error) { return nil, io.ErrUnexpectedEOF })
+		p.api.set(func(apiRequest) (*http.Response, error) { return nil, io.ErrUnexpectedEOF })
 		p.wantFailure("sent", reasonUnavailable)
 		p.wantMints(3)
 	})
@@ -426,7 +434,7 @@ func TestOnlyWhatWasNotSentIsRetried(t *testing.T) {
 
 func TestOneBadDocumentHoldsUpNobody(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(func(r mintRequest) (*http.Response, error) {
+		p.api.set(func(r apiRequest) (*http.Response, error) {
 			if r.doc == "bad" {
 				return failing(500)(r)
 			}
@@ -452,7 +460,7 @@ func TestBadProbeDoesNotStandForAll(t *testing.T) {
 		for i := range 10 {
 			p.wantFailure(fmt.Sprint("down", i), reasonUnavailable)
 		}
-		p.api.set(func(r mintRequest) (*http.Response, error) {
+		p.api.set(func(r apiRequest) (*http.Response, error) {
 			if r.doc == "bad" {
 				return failing(500)(r)
 			}
@@ -519,7 +527,7 @@ func TestRetryAfterIsKept(t *testing.T) {
 				start := time.Now()
 				for time.Since(start) < tc.held {
 					f := p.wantFailure("doc", reasonThrottled)
-					if until := time.Until(f.retryAt); until <= 0 || until > maxRetryAfter {
+					if until := clock.Now().Until(f.retryAt); until <= 0 || until > maxRetryAfter {
 						t.Fatalf("retry in %s", until)
 					}
 					p.wantFailure("other", reasonThrottled)
@@ -569,7 +577,7 @@ func TestRotatedKeyNeedsNoReload(t *testing.T) {
 	accepted := new(atomic.Value)
 	accepted.Store("Bearer pdf_live_test")
 	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
-		p.api.set(func(r mintRequest) (*http.Response, error) {
+		p.api.set(func(r apiRequest) (*http.Response, error) {
 			if r.key != accepted.Load() {
 				return failing(401)(r)
 			}
@@ -594,7 +602,7 @@ func TestRotatedKeyNeedsNoReload(t *testing.T) {
 		for i := range 5 {
 			p.wantFailure(fmt.Sprint("cold", i), reasonKeyRefused)
 		}
-		if !p.backoff.holding(time.Now()) {
+		if !p.backoff.holding(clock.Now()) {
 			t.Error("a refused key opens no back-off")
 		}
 		mints := p.api.count()
@@ -630,7 +638,7 @@ func TestWrongNewKeyTakesNoTokenAway(t *testing.T) {
 		// By a reload.
 		settings := p.settings
 		next := newTenant(p.api, nil, zap.NewNop(), "pdf_live_wrong2")
-		if _, err := joinPool(settings, testEndpoint, next); err != nil {
+		if _, err := joinPool(settings, testEndpoint, next, clock.Now); err != nil {
 			t.Fatal(err)
 		}
 		if err := p.leave(p.tenant); err != nil {
@@ -653,7 +661,7 @@ func TestWrongNewKeyTakesNoTokenAway(t *testing.T) {
 
 func TestKeyChangedByAReloadIsTriedAtOnce(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(func(r mintRequest) (*http.Response, error) {
+		p.api.set(func(r apiRequest) (*http.Response, error) {
 			if r.key != "Bearer pdf_live_mended" {
 				return failing(403)(r)
 			}
@@ -663,7 +671,7 @@ func TestKeyChangedByAReloadIsTriedAtOnce(t *testing.T) {
 			p.wantFailure(fmt.Sprint("doc", i), reasonKeyRefused)
 		}
 		next := newTenant(p.api, nil, zap.NewNop(), "pdf_live_mended")
-		if _, err := joinPool(p.settings, testEndpoint, next); err != nil {
+		if _, err := joinPool(p.settings, testEndpoint, next, clock.Now); err != nil {
 			t.Fatal(err)
 		}
 		if err := p.leave(p.tenant); err != nil {
@@ -679,8 +687,8 @@ func TestRetryAfterCountsFromTheAnswer(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		p.api.delay = 3 * time.Second
 		p.api.set(failing(429, "Retry-After", "3"))
-		if f := p.wantFailure("doc", reasonThrottled); time.Until(f.retryAt) != 3*time.Second {
-			t.Errorf("retry in %s", time.Until(f.retryAt))
+		if f := p.wantFailure("doc", reasonThrottled); clock.Now().Until(f.retryAt) != 3*time.Second {
+			t.Errorf("retry in %s", clock.Now().Until(f.retryAt))
 		}
 	})
 }
@@ -696,8 +704,12 @@ func TestRenewalsThatAreHeldBackCostNoRate(t *testing.T) {
 		for i := range 20 {
 			p.want(fmt.Sprint("doc", i), resultRenewing)
 		}
-		if left := p.limiter.Tokens(); left < 39 {
-			t.Errorf("renewals that were never sent left %.0f of mint_rate", left)
+		left := 0
+		for p.queue.take() {
+			left++
+		}
+		if left < 39 {
+			t.Errorf("renewals that were never sent left %d of mint_rate", left)
 		}
 	})
 }
@@ -721,8 +733,8 @@ func TestMintRate(t *testing.T) {
 						return
 					}
 					limited.Add(1)
-					if f.reason != reasonRateLimited || f.status() != 503 || !f.retryAt.After(start) {
-						t.Errorf("%s %d retry at %s", f.reason, f.status(), f.retryAt)
+					if f.reason != reasonRateLimited || f.status() != 503 || clock.At(start).Until(f.retryAt) < time.Second {
+						t.Errorf("%s %d retry at %s", f.reason, f.status(), f.retryAt.Wall())
 					}
 					if took := time.Since(start); took > 0 {
 						t.Errorf("a request that cannot be served waited %s for its 503", took)
@@ -730,14 +742,15 @@ func TestMintRate(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			// 5 at once and 10 a second for 2 seconds.
-			if got := served.Load(); got != 25 {
-				t.Errorf("%d served, want 25", got)
+			// 5 at once and 10 in a second, but for the one who would come in the
+			// last moment: half of the timeout is the mint's.
+			if got := served.Load(); got != 14 {
+				t.Errorf("%d served, want 14", got)
 			}
-			if got := time.Duration(latest.Load()); got > 2*time.Second {
+			if got := time.Duration(latest.Load()); got > time.Second {
 				t.Errorf("the last was served after %s", got)
 			}
-			p.wantMints(25)
+			p.wantMints(14)
 			time.Sleep(2 * time.Second)
 			p.want("later", resultMinted)
 		})
@@ -779,6 +792,13 @@ func TestMintRate(t *testing.T) {
 			for i := range 5000 {
 				p.want(fmt.Sprint("doc", i), resultMinted)
 			}
+			// No turn was waited for, however short.
+			for range 5000 {
+				p.queue.charge()
+			}
+			if !p.queue.take() {
+				t.Error("there is a limit")
+			}
 		})
 	})
 }
@@ -799,7 +819,7 @@ func TestRenewalIsTriedOnceASecond(t *testing.T) {
 func TestShortGrantDoesNotMintEveryTime(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		// One minute where an hour was asked for: min_remaining is 15 s then.
-		p.api.set(func(r mintRequest) (*http.Response, error) {
+		p.api.set(func(r apiRequest) (*http.Response, error) {
 			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(int(r.exp), time.Now().Unix()+60))), nil
 		})
 		for range 600 {
@@ -821,7 +841,7 @@ func TestShortGrantDoesNotMintEveryTime(t *testing.T) {
 
 func TestPanicInTheTransportIsAFailure(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(func(mintRequest) (*http.Response, error) { panic("boom") })
+		p.api.set(func(apiRequest) (*http.Response, error) { panic("boom") })
 		for i := range 100 {
 			p.wantFailure(fmt.Sprint("doc", i), reasonUnavailable)
 			time.Sleep(time.Second)
@@ -839,10 +859,10 @@ func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
 		for i := range 10 {
 			p.wantFailure(fmt.Sprint("down", i), reasonUnavailable)
 		}
-		if !p.backoff.holding(time.Now()) {
+		if !p.backoff.holding(clock.Now()) {
 			t.Fatal("no back-off")
 		}
-		p.api.set(func(mintRequest) (*http.Response, error) { panic("boom") })
+		p.api.set(func(apiRequest) (*http.Response, error) { panic("boom") })
 		for i := range 10 {
 			time.Sleep(2 * maxDelay)
 			p.wantFailure(fmt.Sprint("panics", i), reasonUnavailable)
@@ -858,7 +878,7 @@ func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
 func TestFlightLooksAgain(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		published := p.want("doc", resultMinted)
-		landed, _, f := p.land(published.key()[len(account{}):], testAsk("doc"), errand{})
+		landed, _, f := p.land(testFlight(published), testAsk("doc"), errand{})
 		if f != nil || landed != published {
 			t.Errorf("got %v, %v", landed, f)
 		}
@@ -924,7 +944,7 @@ func TestReloadKeepsTokensAndMintsUnderWay(t *testing.T) {
 
 		newAPI := new(fakeAPI)
 		next := newTenant(newAPI, nil, zap.NewNop(), "pdf_live_test")
-		if same, err := joinPool(testSettings(t), testEndpoint, next); err != nil || same != p.pool {
+		if same, err := joinPool(testSettings(t), testEndpoint, next, clock.Now); err != nil || same != p.pool {
 			t.Fatalf("the new config got another pool (%v)", err)
 		}
 		if err := p.leave(p.tenant); err != nil {
@@ -950,7 +970,7 @@ func TestRefusedReloadChangesNothing(t *testing.T) {
 		p.want("kept", resultMinted)
 		refused := new(fakeAPI)
 		next := newTenant(refused, nil, zap.NewNop(), "pdf_live_other")
-		if _, err := joinPool(testSettings(t), testEndpoint, next); err != nil {
+		if _, err := joinPool(testSettings(t), testEndpoint, next, clock.Now); err != nil {
 			t.Fatal(err)
 		}
 		p.want("meanwhile", resultMinted)
@@ -970,7 +990,7 @@ func TestRequestsOutliveThePool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &fakeAPI{delay: time.Second}
 		tenant := newTenant(api, nil, zap.NewNop(), "pdf_live_test")
-		p, err := joinPool(testSettings(t), testEndpoint, tenant)
+		p, err := joinPool(testSettings(t), testEndpoint, tenant, clock.Now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -1009,7 +1029,7 @@ func withRotatedKey(t *testing.T, test func(t *testing.T, p *poolTest, old *toke
 	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
 		old := p.want("doc", resultMinted)
 		write("pdf_live_next")
-		p.api.set(func(r mintRequest) (*http.Response, error) {
+		p.api.set(func(r apiRequest) (*http.Response, error) {
 			if r.key != "Bearer pdf_live_next" {
 				return failing(401)(r)
 			}
@@ -1024,7 +1044,7 @@ func withRotatedKey(t *testing.T, test func(t *testing.T, p *poolTest, old *toke
 // finds that out, and no other waits for the former key's token.
 func TestFormerTokenBehindAnExpiredOne(t *testing.T) {
 	withRotatedKey(t, func(t *testing.T, p *poolTest, old *token) {
-		p.api.set(func(mintRequest) (*http.Response, error) {
+		p.api.set(func(apiRequest) (*http.Response, error) {
 			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(p.api.count(), time.Now().Unix()+90))), nil
 		})
 		p.want("doc", resultMinted)
@@ -1086,7 +1106,7 @@ func TestTokensOutliveSeveralRotations(t *testing.T) {
 		if p == nil {
 			return
 		}
-		p.api.set(func(r mintRequest) (*http.Response, error) {
+		p.api.set(func(r apiRequest) (*http.Response, error) {
 			if r.key != "Bearer "+key {
 				return failing(401)(r)
 			}
@@ -1100,16 +1120,65 @@ func TestTokensOutliveSeveralRotations(t *testing.T) {
 		for i := range 3 {
 			rotate(p, fmt.Sprint("pdf_live_", i))
 			answer := p.api.answer
-			p.api.set(failing(404))
+			p.api.set(failing(503))
 			if got := p.want("doc", resultStale); got != old {
 				t.Errorf("after %d rotations: another token", i+1)
 			}
 			p.api.set(answer)
-			time.Sleep(2 * refusalMemory)
+			time.Sleep(2 * maxDelay)
 		}
 		rotate(p, testKey) // and back to the first
 		if got := p.want("doc", resultHit); got != old {
 			t.Error("the first key's token is not used with the first key")
+		}
+	})
+}
+
+// A mint that began with an old key must not take the place of one that has
+// proven a newer key meanwhile.
+func TestLateMintDoesNotPromoteAnOldKey(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.delay = 2 * time.Second
+		var wg sync.WaitGroup
+		wg.Go(func() { p.asked("slow", resultMinted) })
+		synctest.Wait()
+		next := newCredential("pdf_live_next")
+		p.tenant.credential.Store(next)
+		p.api.mu.Lock()
+		p.api.delay = 0
+		p.api.mu.Unlock()
+		p.want("fast", resultMinted)
+		wg.Wait()
+		if *p.account.Load() != next.account {
+			t.Error("the old key's tokens are looked up again")
+		}
+		p.want("fast", resultHit)
+	})
+}
+
+// How often a refused key is compared with its file is bounded: strangers cause it.
+func TestKeyChecksAreBounded(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key")
+	write := func(key string) {
+		if err := os.WriteFile(file, []byte(key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(testKey)
+	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
+		refused := p.credential()
+		for range keyCheckRate {
+			if p.refreshKey(refused) {
+				t.Fatal("another key")
+			}
+		}
+		write("pdf_live_next")
+		if p.refreshKey(refused) {
+			t.Error("the file is read more often than it should be")
+		}
+		time.Sleep(time.Second / keyCheckRate)
+		if !p.refreshKey(refused) {
+			t.Error("the new key is not found")
 		}
 	})
 }

@@ -12,7 +12,7 @@ type era uint32
 
 // purgeMemory is how long a purge must be remembered: no mint that was under
 // way at the purge lasts longer.
-const purgeMemory = 2 * maxTimeout
+const purgeMemory = 3 * maxTimeout
 
 // purgeLog remembers purges for as long as a mint can be under way, since what
 // such a mint brings has been purged as well.
@@ -23,21 +23,22 @@ type purgeLog struct {
 	all       era            // the latest purge of everything
 	documents map[string]era // the latest purge of a document; of the present period
 	before    map[string]era // of the period before
-	until     time.Time      // when the present period ends
+	until     time.Duration  // when the present period ends
 }
 
 func (l *purgeLog) now() era { return era(l.latest.Load()) }
 
-// add begins a new era. An empty document is all of them.
-func (l *purgeLog) add(documentID string, now time.Time) {
+// add begins a new era. An empty document is all of them. now is by the
+// monotonic clock, as timeouts are.
+func (l *purgeLog) add(documentID string, now time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	began := l.now() + 1
 	if documentID == "" {
 		l.all = began
 	} else {
-		if l.documents == nil || now.After(l.until) {
-			l.documents, l.before, l.until = make(map[string]era), l.documents, now.Add(purgeMemory)
+		if l.documents == nil || now > l.until {
+			l.documents, l.before, l.until = make(map[string]era), l.documents, now+purgeMemory
 		}
 		l.documents[strings.ToLower(documentID)] = began
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 func TestPurgeOfOneDocument(t *testing.T) {
@@ -159,7 +161,7 @@ func TestPurgeReachesTokensTurnedAway(t *testing.T) {
 	if c.get([]byte(key)) == nil {
 		t.Fatal("the token is not there")
 	}
-	if n := c.purge("doc0", time.Now()); n != 1 || c.get([]byte(key)) != nil {
+	if n := c.purge("doc0", clock.Now()); n != 1 || c.get([]byte(key)) != nil {
 		t.Errorf("%d tokens purged, want the one", n)
 	}
 	if c.recent.bytes != 0 || c.recent.count.Load() != 0 || c.recent.order.Len() != 0 {
@@ -171,11 +173,11 @@ func TestPurgeReachesTokensTurnedAway(t *testing.T) {
 // and not for ever.
 func TestPurgesAreForgotten(t *testing.T) {
 	var l purgeLog
-	now := time.Now()
+	now := time.Hour
 	const late = 100 // purged when the first period is almost over
 	old := cachedToken(longKey("doc", late))
 	for i := range 10_000 {
-		l.add(fmt.Sprint("doc", i), now.Add(time.Duration(i)*time.Second))
+		l.add(fmt.Sprint("doc", i), now+time.Duration(i)*time.Second)
 		if i >= late && i < late+int(purgeMemory/time.Second) && !l.cover(old) {
 			t.Fatalf("forgotten after %d s", i)
 		}
@@ -263,7 +265,7 @@ func TestPurgeWaitsForThoseWhoStore(t *testing.T) {
 		t.Fatal("it has been purged before")
 	}
 	done := make(chan int)
-	go func() { done <- c.purge("doc", time.Now()) }()
+	go func() { done <- c.purge("doc", clock.Now()) }()
 	for c.storing.TryRLock() { // until the purge waits
 		c.storing.RUnlock()
 		select {
@@ -284,7 +286,7 @@ func TestPurgeWaitsForThoseWhoStore(t *testing.T) {
 // What nobody could have got any more does not count.
 func TestPurgeDoesNotCountExpiredTokens(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(func(mintRequest) (*http.Response, error) {
+		p.api.set(func(apiRequest) (*http.Response, error) {
 			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(p.api.count(), time.Now().Unix()+90))), nil
 		})
 		p.want("doc", resultMinted)

@@ -21,6 +21,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 const sessionRoutes = `viewer_session {
@@ -618,8 +620,8 @@ func TestRejectedTokensAreReplacedOnceInAWhile(t *testing.T) {
 		for range 4 {
 			time.Sleep(time.Second)
 			_, f := reject()
-			if f == nil || f.reason != reasonTooSoon || f.status() != 503 || time.Until(f.retryAt) <= 0 || time.Until(f.retryAt) > replacementRest {
-				t.Fatalf("%v, retry in %s", f, time.Until(f.retryAt))
+			if f == nil || f.reason != reasonTooSoon || f.status() != 503 || clock.Now().Until(f.retryAt) <= 0 || clock.Now().Until(f.retryAt) > replacementRest {
+				t.Fatalf("%v, retry in %s", f, clock.Now().Until(f.retryAt))
 			}
 			p.want("doc", resultHit) // nobody else is bothered
 		}
@@ -732,7 +734,7 @@ func TestExpiredTokenIsNoRejection(t *testing.T) {
 		if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f != nil || result != resultMinted || tok == first {
 			t.Fatalf("%v, %s", f, result)
 		}
-		if _, _, f := p.land(first.key()[len(account{}):], testAsk("doc"), errand{rejected: first}); f != nil {
+		if _, _, f := p.land(testFlight(first), testAsk("doc"), errand{rejected: first}); f != nil {
 			t.Errorf("%v", f)
 		}
 	})
@@ -796,9 +798,9 @@ func TestRejectionOutlivesAFlightThatDoesNotKnow(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		first := p.want("doc", resultMinted)
 		release := make(chan struct{})
-		p.flights.DoChan(first.key()[len(account{}):], func() (any, error) {
+		p.flights.join(first.key()[len(account{}):], "another", func(f *flight) {
 			<-release
-			return first, nil
+			f.token = first
 		})
 		var wg sync.WaitGroup
 		wg.Go(func() {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // Store is a tier of tokens that several gateways share, so that a token which
@@ -29,6 +31,7 @@ type Store interface {
 	// version is stale. If there is none, the caller gets the lock on the
 	// name for lockFor, unless somebody else has it. Both is one step. With
 	// an error it returns the lock that the caller may have got all the same.
+	// If lockFor is 0, it only looks.
 	Acquire(ctx context.Context, name, stale string, lockFor time.Duration) (Acquired, error)
 
 	// Put stores an entry for ttl in place of the one that may be there,
@@ -43,7 +46,8 @@ type Store interface {
 // somebody else has the lock.
 type Acquired struct {
 	Entry   []byte
-	Version string // of the entry; entries of one name never have the same
+	Version string        // of the entry; entries of one name never have the same
+	TTL     time.Duration // how long the store keeps the entry; 0 if it does not say
 	Lock    string
 }
 
@@ -74,6 +78,7 @@ type storeOperation struct{ operation, outcome string }
 
 var storeOperations = [...]storeOperation{
 	{"acquire", "hit"},
+	{"acquire", "miss"},
 	{"acquire", "locked"},
 	{"acquire", "held"},
 	{"acquire", "error"},
@@ -86,7 +91,8 @@ var storeOperations = [...]storeOperation{
 	{"release", "unavailable"},
 }
 
-// storedToken is a token as it stands in the store.
+// storedToken is a token as it stands in the store. Its moments are by the
+// API's clock, as far as it is known.
 type storedToken struct {
 	JWT      string `json:"jwt"`
 	Minted   int64  `json:"minted"`             // Unix nanoseconds
@@ -97,78 +103,133 @@ type storedToken struct {
 // lease is one flight's use of the store. The zero lease is for no store, or
 // one that is known to be down: nothing is written to it then.
 type lease struct {
-	pool  *pool
-	store Store
-	name  string
-	lock  string // empty: not ours
+	pool *pool // nil: there is no store to use
+	name string
+	lock string // empty: not ours
 }
 
-// consult looks for the token in the shared store. It returns a token that
-// another gateway has minted, or the lease with which this one is to mint. The
-// failure is for a renewal that another gateway is at. It takes no more than
-// half of the pool's timeout, which is not taken off the mint's own.
-func (p *pool) consult(key []byte, a *ask, e errand, cached *token, began era) (*token, *lease, *failure) {
-	store := p.active.Load().store
+// maxPeeks is how many flights look into the store at once without a turn.
+const maxPeeks = 16
+
+// look is one flight's look for its token in the shared store.
+type look struct {
+	pool    *pool
+	key     []byte
+	ask     *ask
+	errand  errand
+	cached  *token
+	began   era
+	timeout time.Duration // how long it may take
+}
+
+func (p *pool) newLook(key []byte, a *ask, e errand, cached *token, began era) *look {
+	return &look{pool: p, key: key, ask: a, errand: e, cached: cached, began: began, timeout: p.settings.timeout / 2}
+}
+
+// peek looks once, without asking for the lock, unless many do that already. It
+// is for those who may not mint now. It returns and publishes a token that does.
+func (l *look) peek() *token {
+	store := l.pool.store()
 	if store == nil {
+		return nil
+	}
+	select {
+	case l.pool.peeks <- struct{}{}:
+		defer func() { <-l.pool.peeks }()
+	default:
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), l.timeout)
+	defer cancel()
+	got, err := store.Acquire(ctx, l.pool.storeName(l.key), "", 0)
+	now := l.pool.now()
+	if err != nil {
+		l.pool.storeFailed("acquire", err, now.Wall())
+		return nil
+	}
+	if got.Entry == nil {
+		l.pool.storeWorked("acquire", "miss", now.Wall())
+		return nil
+	}
+	l.pool.storeWorked("acquire", "hit", now.Wall())
+	return l.judge(got, now)
+}
+
+// acquire returns a token that another gateway has minted, or the lease with
+// which this one is to mint. The failure is for a renewal that another gateway is
+// at. It takes no more than half of the pool's timeout, which is not taken off
+// the mint's own.
+func (l *look) acquire() (*token, *lease, *failure) {
+	if l.pool.store() == nil {
 		return nil, new(lease), nil
 	}
-	l := &lease{pool: p, store: store, name: p.storeName(key)}
-	ctx, cancel := context.WithTimeout(context.Background(), p.settings.timeout/2)
+	under := &lease{pool: l.pool, name: l.pool.storeName(l.key)}
+	ctx, cancel := context.WithTimeout(context.Background(), l.timeout)
 	defer cancel()
 	stale, pause := "", firstLook
 	for unwanted := 0; unwanted < maxUnwanted; {
-		got, err := store.Acquire(ctx, l.name, stale, p.settings.timeout+lockMargin)
-		now := time.Now()
+		got, err := l.pool.store().Acquire(ctx, under.name, stale, l.pool.settings.timeout+lockMargin)
+		now := l.pool.now()
 		if err != nil {
-			p.storeFailed("acquire", err, now)
+			l.pool.storeFailed("acquire", err, now.Wall())
 			if errors.Is(err, ErrStoreUnavailable) {
 				return nil, new(lease), nil
 			}
-			l.lock = got.Lock // perhaps
-			return nil, l, nil
+			under.lock = got.Lock // perhaps
+			return nil, under, nil
 		}
 		switch {
 		case got.Entry != nil:
-			p.storeWorked("acquire", "hit", now)
+			l.pool.storeWorked("acquire", "hit", now.Wall())
 			unwanted++
-			t, err := p.readStoredToken(got.Entry, string(key), a, now)
-			if err == nil {
-				t.era = began
-				if e.wants(t, a, cached, now) {
-					return t, l, nil
-				}
-				if cached.freshness(now, 0) == expired && !e.avoids(t) {
-					p.cache.put(t, now) // better than nothing, if no other can be minted
-				}
+			if t := l.judge(got, now); t != nil {
+				return t, under, nil
 			}
 			stale = got.Version
 		case got.Lock != "":
-			p.storeWorked("acquire", "locked", now)
-			l.lock = got.Lock
-			return nil, l, nil
+			l.pool.storeWorked("acquire", "locked", now.Wall())
+			under.lock = got.Lock
+			return nil, under, nil
 		default:
-			p.storeWorked("acquire", "held", now)
-			if e.renewal {
-				return nil, l, &failure{reason: reasonUnavailable, gaveWay: true, err: errors.New("another gateway renews the token")}
+			l.pool.storeWorked("acquire", "held", now.Wall())
+			if l.errand.renewal {
+				return nil, under, &failure{reason: reasonUnavailable, gaveWay: true, err: errors.New("another gateway renews the token")}
 			}
 			if !sleep(ctx, pause/2+rand.N(pause)) {
-				return nil, l, nil // whoever has the lock may be gone
+				return nil, under, nil // whoever has the lock may be gone
 			}
 			pause = min(2*pause, lastLook)
 		}
 	}
-	return nil, l, nil
+	return nil, under, nil
+}
+
+// judge returns and publishes the token in an entry, if it does for the errand.
+func (l *look) judge(got Acquired, now clock.Time) *token {
+	t, err := l.pool.readStoredToken(got, string(l.key), l.ask, now)
+	if err != nil {
+		return nil
+	}
+	t.era = l.began
+	wanted := l.errand.wants(t, l.ask, l.cached, now)
+	if wanted || l.cached.freshness(now, 0) == expired && !l.errand.avoids(t) {
+		l.pool.cache.put(t, now) // one that runs short is better than none
+	}
+	if !wanted {
+		return nil
+	}
+	return t
 }
 
 // wants reports whether a token from the store does for this errand.
-func (e errand) wants(t *token, a *ask, cached *token, now time.Time) bool {
+func (e errand) wants(t *token, a *ask, cached *token, now clock.Time) bool {
 	if e.avoids(t) {
 		return false
 	}
 	if e.renewal && cached != nil && t.exp <= cached.exp {
 		return false
 	}
-	if e.rejected != nil && t.minted().Before(e.rejected.minted()) {
+	if e.rejected != nil && t.minted.Mono() < e.rejected.minted.Mono() {
 		return false // one that has been rejected before, maybe
 	}
 	return t.freshness(now, a.minRemaining) >= due
@@ -184,27 +245,37 @@ func (e errand) avoids(t *token) bool {
 // a token permits.
 const storeVersion = "2"
 
+// store is the one of the config that is in use: a look or a lease may outlive
+// the config that it began with. All of a pool's are the same store.
+func (p *pool) store() Store { return p.active.Load().store }
+
 // storeName is everything that makes two tokens different.
 func (p *pool) storeName(key []byte) string {
 	return string(append(appendField(appendField(nil, storeVersion), p.settings.endpoint), key...))
 }
 
-func (p *pool) readStoredToken(entry []byte, key string, a *ask, now time.Time) (*token, error) {
+func (p *pool) readStoredToken(got Acquired, key string, a *ask, now clock.Time) (*token, error) {
 	var s storedToken
-	if err := json.Unmarshal(entry, &s); err != nil {
+	if err := json.Unmarshal(got.Entry, &s); err != nil {
 		return nil, errors.New("the entry is not one of ours")
 	}
-	facts, err := readToken(s.JWT, a, s.AskedExp, now)
+	api, _ := p.apiClock.now(now)
+	facts, err := readToken(s.JWT, a, s.AskedExp, api)
 	if err != nil {
 		return nil, err
 	}
 	if facts.ownOnly {
 		return nil, errors.New("the token names the user in another case")
 	}
-	minted := time.Unix(0, s.Minted)
-	t := newToken(key, s.JWT, facts.exp, s.AskedExp, minted)
-	if s.Replaced {
-		t.replaceAfter.Store(int64(p.elapsed(minted) + replacementRest))
+	exp, minted := time.Unix(facts.exp, 0), time.Unix(0, s.Minted)
+	age := max(0, api.Sub(minted))
+	left := exp.Sub(api)
+	if got.TTL > 0 {
+		left = min(left, got.TTL) // the store's own clock is the gateways' common one
+	}
+	t := newToken(key, s.JWT, facts.exp, lifetime{minted: now.Add(-age), life: age + left, asked: time.Unix(s.AskedExp, 0).Sub(minted)})
+	if s.Replaced && age < replacementRest {
+		t.replaceAfter.Store(int64(p.elapsed(now) + replacementRest - age))
 	}
 	return t, nil
 }
@@ -213,7 +284,7 @@ func (p *pool) readStoredToken(entry []byte, key string, a *ask, now time.Time) 
 // and gives the lock back in any case. Nobody waits for it: it runs beside the
 // requests that have the token already, and ends after finishTime at the latest.
 func (l *lease) finish(t *token) {
-	if l.store == nil || t == nil && l.lock == "" {
+	if l.pool == nil || t == nil && l.lock == "" {
 		return
 	}
 	finished := *l
@@ -226,29 +297,25 @@ func (l *lease) finish(t *token) {
 		}()
 		ctx, cancel := context.WithTimeout(context.Background(), finishTime)
 		defer cancel()
-		if t == nil || !finished.put(ctx, t, time.Now()) {
+		if t == nil || !finished.put(ctx, t, finished.pool.now()) {
 			finished.release(ctx)
 		}
 	}()
 }
 
-// yield gives the lock back before the mint. Its token is shared all the same.
-func (l *lease) yield() {
-	unlocked := *l
-	l.lock = ""
-	unlocked.finish(nil)
-}
-
 // put reports whether the lock has been given back as well.
-func (l *lease) put(ctx context.Context, t *token, now time.Time) bool {
-	ttl := time.Unix(t.exp, 0).Sub(now)
+func (l *lease) put(ctx context.Context, t *token, now clock.Time) bool {
+	age := now.Since(t.minted)
+	ttl := t.life - age
 	if ttl <= 0 || l.pool.cache.purges.cover(t) {
 		return false
 	}
+	api, _ := l.pool.apiClock.now(now)
+	minted := api.Add(-age)
 	entry, err := json.Marshal(storedToken{ //nolint:gosec // the store seals it
 		JWT:      t.jwt(),
-		Minted:   t.minted().UnixNano(),
-		AskedExp: time.Unix(t.exp, 0).Add(t.asked - t.life).Unix(),
+		Minted:   minted.UnixNano(),
+		AskedExp: minted.Add(t.asked).Unix(),
 		Replaced: t.replaceAfter.Load() != 0,
 	})
 	if err != nil {
@@ -258,7 +325,7 @@ func (l *lease) put(ctx context.Context, t *token, now time.Time) bool {
 	if name != l.name {
 		lock = "" // minted with a key that has changed: the lock stands under the old name
 	}
-	if err := l.store.Put(ctx, name, lock, entry, ttl); err != nil {
+	if err := l.pool.store().Put(ctx, name, lock, entry, ttl); err != nil {
 		l.pool.storeFailed("put", err, time.Now())
 		return false
 	}
@@ -271,7 +338,7 @@ func (l *lease) release(ctx context.Context) {
 	if l.lock == "" {
 		return
 	}
-	if err := l.store.Release(ctx, l.name, l.lock); err != nil {
+	if err := l.pool.store().Release(ctx, l.name, l.lock); err != nil {
 		l.pool.storeFailed("release", err, time.Now())
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 // fakeStore keeps entries in memory. As a real one does, it gives locks that
@@ -53,15 +56,19 @@ func (s *fakeStore) next() string {
 func (s *fakeStore) Acquire(_ context.Context, name, stale string, lockFor time.Duration) (Acquired, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.calls = append(s.calls, "acquire")
+	call := "acquire"
+	if lockFor == 0 {
+		call = "look"
+	}
+	s.calls = append(s.calls, call)
 	if s.err != nil {
 		return Acquired{}, s.err
 	}
 	now := time.Now()
 	if e, ok := s.entries[name]; ok && now.Before(e.until) && e.version != stale {
-		return Acquired{Entry: e.data, Version: e.version}, nil
+		return Acquired{Entry: e.data, Version: e.version, TTL: e.until.Sub(now)}, nil
 	}
-	if l, ok := s.locks[name]; ok && now.Before(l.until) {
+	if l, ok := s.locks[name]; ok && now.Before(l.until) || lockFor == 0 {
 		return Acquired{}, nil
 	}
 	owner := s.next()
@@ -136,8 +143,9 @@ func (s *fakeStore) wantNothingLocked(t *testing.T) {
 	}
 }
 
-// withFleet tests some gateways that share a store, an API and an account.
-func withFleet(t *testing.T, size int, test func(t *testing.T, fleet []*poolTest, store *fakeStore)) {
+// withFleet tests some gateways that share a store, an API and an account. Those
+// that have clocks of their own come first.
+func withFleet(t *testing.T, size int, test func(t *testing.T, fleet []*poolTest, store *fakeStore), clocks ...func() clock.Time) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		api, store, endpoint := new(fakeAPI), newFakeStore(), newEndpoint()
@@ -146,7 +154,11 @@ func withFleet(t *testing.T, size int, test func(t *testing.T, fleet []*poolTest
 			settings := testSettings(t)
 			settings.cacheSize += int64(i) // or they were one pool
 			tenant := newTenant(api, store, zap.NewNop(), testKey)
-			p, err := joinPool(settings, endpoint, tenant)
+			now := clock.Now
+			if len(clocks) > i {
+				now = clocks[i]
+			}
+			p, err := joinPool(settings, endpoint, tenant, now)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -273,7 +285,7 @@ func TestWaitingForAnotherGatewaysRenewal(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { fleet[0].asked("doc", resultMinted) })
 		synctest.Wait()
-		fleet[1].renew(t.Context(), tok, testAsk("doc"), time.Now())
+		fleet[1].renew(t.Context(), tok, testAsk("doc"), clock.Now())
 		wg.Go(func() { fleet[1].asked("doc", resultShared) })
 		wg.Wait()
 		fleet[0].wantMints(2)
@@ -336,7 +348,7 @@ func TestFailedMintReleasesTheLock(t *testing.T) {
 // A bug must not leave a lock either.
 func TestPanicReleasesTheLock(t *testing.T) {
 	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].api.set(func(mintRequest) (*http.Response, error) { panic("a bug") })
+		fleet[0].api.set(func(apiRequest) (*http.Response, error) { panic("a bug") })
 		fleet[0].wantFailure("doc", reasonUnavailable)
 		store.wantCalls(t, "acquire release")
 	})
@@ -381,11 +393,11 @@ func TestStoreThatFails(t *testing.T) {
 		fleet[1].want("doc", resultHit)
 		store.fail(fmt.Errorf("asleep: %w", ErrStoreUnavailable))
 		fleet[0].want("other", resultMinted)
-		if got := fleet[0].status(time.Now()).Store; got != nil {
+		if got := fleet[0].status(clock.Now()).Store; got != nil {
 			t.Errorf("a pool without store settings says %v", got)
 		}
 		fleet[0].settings.store = "{}"
-		status := fleet[0].status(time.Now()).Store
+		status := fleet[0].status(clock.Now()).Store
 		if status.FailingSince == nil || status.LastError == nil || status.Operations["acquire"]["error"] != 1 || status.Operations["acquire"]["unavailable"] != 1 {
 			t.Errorf("the status is %+v", status)
 		}
@@ -393,7 +405,7 @@ func TestStoreThatFails(t *testing.T) {
 		store.fail(nil)
 		fleet[0].want("third", resultMinted)
 		fleet[1].want("third", resultShared)
-		if status := fleet[0].status(time.Now()).Store; status.FailingSince != nil || status.LastError == nil {
+		if status := fleet[0].status(clock.Now()).Store; status.FailingSince != nil || status.LastError == nil {
 			t.Errorf("the status is %+v", status)
 		}
 		fleet[0].settings.store = ""
@@ -418,7 +430,7 @@ func TestStoreThatFails(t *testing.T) {
 // A store that fails after it gave a lock fails nobody.
 func TestStoreThatFailsInBetween(t *testing.T) {
 	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].api.set(func(r mintRequest) (*http.Response, error) {
+		fleet[0].api.set(func(r apiRequest) (*http.Response, error) {
 			store.fail(errors.New("gone"))
 			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(1, r.exp))), nil
 		})
@@ -515,11 +527,10 @@ func TestSlowAPIInAFleet(t *testing.T) {
 // Whoever queues for mint_rate does not make other gateways queue.
 func TestQueueingGatewayDoesNotHoldUpOthers(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].limiter.SetLimit(1)
-		fleet[0].limiter.SetBurst(1)
+		fleet[0].queue.setRate(1, 1)
 		fleet[0].want("strangers", resultMinted)
 		var wg sync.WaitGroup
-		wg.Go(func() { fleet[0].asked("doc", resultMinted) }) // in a second
+		wg.Go(func() { fleet[0].asked("doc", resultShared) }) // in a second, when the other one has it
 		synctest.Wait()
 		start := time.Now()
 		fleet[1].want("doc", resultMinted)
@@ -558,7 +569,7 @@ func TestStoreThatHangs(t *testing.T) {
 		if took := time.Since(start); took != 3*(DefaultTimeout/2+p.api.delay) {
 			t.Errorf("took %s", took)
 		}
-		if until, _ := p.backoff.heldUntil(time.Now()); !until.IsZero() {
+		if until, _ := p.backoff.heldUntil(clock.Now()); !until.IsZero() {
 			t.Error("the API is held back")
 		}
 		time.Sleep(finishTime)
@@ -938,4 +949,137 @@ func TestStoreMakesPoolsDifferent(t *testing.T) {
 	if two := settings(`{"store": "stub", "prefix": "b"}`); two == one {
 		t.Error("pools with different stores are one")
 	}
+}
+
+// countCalls returns how often each operation came since the last call.
+func (s *fakeStore) countCalls() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	calls := make(map[string]int)
+	for _, call := range s.calls {
+		calls[call]++
+	}
+	s.calls = nil
+	return calls
+}
+
+// Strangers with made-up ids cost the store no locks: whoever has to wait for
+// mint_rate looks once, and takes none before its turn.
+func TestMadeUpIDsCostNoLocks(t *testing.T) {
+	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+		p := fleet[0]
+		p.queue.setRate(1, 1)
+		var wg sync.WaitGroup
+		for i := range 4000 {
+			wg.Go(func() { _, _, _ = p.get(t.Context(), testAsk(fmt.Sprint("made-up", i))) })
+		}
+		wg.Wait()
+		synctest.Wait()
+		mints := p.api.count()
+		if calls := store.countCalls(); calls["acquire"] != mints || calls["put"] != mints || calls["release"] != 0 || calls["look"] > 4000 || calls["look"] == 0 {
+			t.Errorf("%d mints, and the store was asked %v", mints, calls)
+		}
+		// The same ids, again and again, within the memory for refusals.
+		p.queue.setRate(1000, 1000)
+		p.api.set(failing(404))
+		p.wantFailure("refused", reasonRejected)
+		synctest.Wait()
+		store.countCalls()
+		for range 100 {
+			p.wantFailure("refused", reasonRejected)
+		}
+		if calls := store.countCalls(); len(calls) != 0 {
+			t.Errorf("a remembered refusal asks the store %v", calls)
+		}
+	})
+}
+
+// slowStore counts who looks at the same time.
+type slowStore struct {
+	*fakeStore
+	now, most atomic.Int32
+}
+
+func (s *slowStore) Acquire(ctx context.Context, name, stale string, lockFor time.Duration) (Acquired, error) {
+	for now := s.now.Add(1); ; {
+		most := s.most.Load()
+		if now <= most || s.most.CompareAndSwap(most, now) {
+			break
+		}
+	}
+	defer s.now.Add(-1)
+	sleep(ctx, 50*time.Millisecond)
+	return s.fakeStore.Acquire(ctx, name, stale, lockFor)
+}
+
+func TestLooksWithoutATurnAreBounded(t *testing.T) {
+	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+		slow := &slowStore{fakeStore: store}
+		p := fleet[0]
+		p.tenant.store = slow
+		p.queue.setRate(1, 1)
+		p.want("first", resultMinted)
+		var wg sync.WaitGroup
+		for i := range 1000 {
+			wg.Go(func() { _, _, _ = p.get(t.Context(), testAsk(fmt.Sprint("made-up", i))) })
+		}
+		wg.Wait()
+		synctest.Wait()
+		if most := slow.most.Load(); most > maxPeeks+2 {
+			t.Errorf("%d look at once", most)
+		}
+	})
+}
+
+// What is in the store is used although mint_rate is used up, or the API is
+// held back, and costs no turn.
+func TestStoreIsUsedWithoutATurn(t *testing.T) {
+	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+		for i := range 30 {
+			fleet[0].want(fmt.Sprint("doc", i), resultMinted)
+		}
+		p := fleet[1]
+		p.queue.setRate(1, 1)
+		p.want("other", resultMinted)
+		for i := range 10 {
+			p.want(fmt.Sprint("doc", i), resultShared)
+		}
+		// With turns, they are given back.
+		p.queue.setRate(0.001, 5)
+		for i := range 10 {
+			p.want(fmt.Sprint("doc", 10+i), resultShared)
+		}
+		left := 0
+		for p.queue.take() {
+			left++
+		}
+		if left != 5 {
+			t.Errorf("%d of 5 turns are left", left)
+		}
+		p.queue.setRate(100, 100)
+		p.api.set(failing(429, "Retry-After", "60"))
+		p.wantFailure("fails", reasonThrottled)
+		store.countCalls()
+		p.want("doc20", resultShared)
+		if calls := store.countCalls(); calls["look"] != 1 || len(calls) != 1 {
+			t.Errorf("the store was asked %v", calls)
+		}
+	})
+}
+
+// What another gateway has in hand, and what is not admitted, costs no turn either.
+func TestTurnsComeBackIfNothingIsSent(t *testing.T) {
+	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+		fleet[0].api.delay = time.Second
+		var wg sync.WaitGroup
+		wg.Go(func() { fleet[0].asked("doc", resultMinted) })
+		synctest.Wait()
+		p := fleet[1]
+		p.queue.setRate(0.001, 3)
+		wg.Go(func() { p.asked("doc", resultShared) })
+		wg.Wait()
+		if !p.queue.take() || !p.queue.take() || !p.queue.take() || p.queue.take() {
+			t.Error("the turn was not given back")
+		}
+	})
 }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 const (
@@ -37,9 +39,10 @@ type token struct {
 	text     string // the key and the jwt, in one piece: there may be a million of them
 	keyBytes uint32
 	era      era           // when its minting began, as purges count time
-	exp      int64         // Unix seconds; never handed out from then on
-	life     time.Duration // from minting to exp
-	asked    time.Duration // from minting to the exp that was asked for
+	exp      int64         // Unix seconds, by the API's clock
+	minted   clock.Time    // by this machine's clocks
+	life     time.Duration // from minting; never handed out after that
+	asked    time.Duration // the life that was asked for
 	spread   float64       // this token's factor on the renewal point
 
 	// renewAfter is when the next renewal may start. One request moves it
@@ -55,14 +58,21 @@ type token struct {
 	replaceAfter atomic.Int64
 }
 
-func newToken(key, jwt string, exp, askedExp int64, now time.Time) *token {
+// lifetime is how long a token lives, and from when.
+type lifetime struct {
+	minted      clock.Time
+	life, asked time.Duration
+}
+
+func newToken(key, jwt string, exp int64, l lifetime) *token {
 	return &token{
 		text:     key + jwt,
 		keyBytes: uint32(len(key)), //nolint:gosec // request lines and headers have limits
 		spread:   1 + renewalSpread*(2*rand.Float64()-1),
 		exp:      exp,
-		life:     time.Unix(exp, 0).Sub(now),
-		asked:    time.Unix(askedExp, 0).Sub(now),
+		minted:   l.minted,
+		life:     l.life,
+		asked:    l.asked,
 	}
 }
 
@@ -70,9 +80,6 @@ func newToken(key, jwt string, exp, askedExp int64, now time.Time) *token {
 func (t *token) key() string { return t.text[:t.keyBytes] }
 
 func (t *token) jwt() string { return t.text[t.keyBytes:] }
-
-// minted is when it was minted, by the clock of the gateway that did.
-func (t *token) minted() time.Time { return time.Unix(t.exp, 0).Add(-t.life) }
 
 // freshness says what a token is good for at a moment.
 type freshness uint8
@@ -84,12 +91,13 @@ const (
 	fresh
 )
 
-// freshness compares wall-clock time, because exp is wall-clock time.
-func (t *token) freshness(now time.Time, minRemaining time.Duration) freshness {
+// freshness counts from the minting, by the clock that says that more time has
+// passed: neither one that is set back nor a suspend prolongs a token's life.
+func (t *token) freshness(now clock.Time, minRemaining time.Duration) freshness {
 	if t == nil {
 		return expired
 	}
-	remaining := time.Duration(t.exp*int64(time.Second) - now.UnixNano())
+	remaining := t.life - now.Since(t.minted)
 	if remaining <= 0 {
 		return expired
 	}
@@ -136,8 +144,8 @@ type tokenFacts struct {
 }
 
 // readToken checks what the API sent as a session token. The signature cannot
-// be checked here: only the API has the key. With an error it returns what is
-// known of the token nevertheless.
+// be checked here: only the API has the key. now is by the API's clock. With an
+// error it returns what is known of the token nevertheless.
 func readToken(jwt string, a *ask, askedExp int64, now time.Time) (facts tokenFacts, err error) {
 	if len(jwt) > maxTokenBytes {
 		return facts, fmt.Errorf("the token has %d bytes, more than the %d that are accepted", len(jwt), maxTokenBytes)
@@ -188,10 +196,18 @@ func (f *tokenFacts) readExp(raw json.RawMessage, askedExp int64, now time.Time)
 	}
 	exp := int64(math.Floor(min(seconds, float64(askedExp))))
 	if exp <= now.Unix() {
-		return fmt.Errorf("the token has expired already: its exp lies %.0f s before this machine's clock; check the clock", float64(now.Unix())-seconds)
+		return &expiredToken{by: float64(now.Unix()) - seconds}
 	}
 	f.exp, f.hasExp = exp, true
 	return nil
+}
+
+// expiredToken is the error for a token that has ended before it came.
+type expiredToken struct{ by float64 }
+
+// Error implements error.
+func (e *expiredToken) Error() string {
+	return fmt.Sprintf("the token has expired already, %.0f s ago; check this machine's clock", e.by)
 }
 
 // documentEntries returns the entries of the token's allowed_documents. A token

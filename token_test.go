@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
 
 var testNow = time.Unix(1_800_000_000, 0)
@@ -51,11 +53,11 @@ func TestReadTokenExp(t *testing.T) {
 		{`{"exp": 1.800001e9}`, 1800001000, true, ""},
 
 		// Past.
-		{`{"exp": 1800000000}`, 0, false, "the token has expired already: its exp lies 0 s before this machine's clock; check the clock"},
-		{`{"exp": 1799999990}`, 0, false, "the token has expired already: its exp lies 10 s before this machine's clock; check the clock"},
-		{`{"exp": 0}`, 0, false, "the token has expired already: its exp lies 1800000000 s before this machine's clock; check the clock"},
-		{`{"exp": -1}`, 0, false, "the token has expired already: its exp lies 1800000001 s before this machine's clock; check the clock"},
-		{`{"exp": -1e300}`, 0, false, fmt.Sprintf("the token has expired already: its exp lies %.0f s before this machine's clock; check the clock", 1e300)},
+		{`{"exp": 1800000000}`, 0, false, "the token has expired already, 0 s ago; check this machine's clock"},
+		{`{"exp": 1799999990}`, 0, false, "the token has expired already, 10 s ago; check this machine's clock"},
+		{`{"exp": 0}`, 0, false, "the token has expired already, 1800000000 s ago; check this machine's clock"},
+		{`{"exp": -1}`, 0, false, "the token has expired already, 1800000001 s ago; check this machine's clock"},
+		{`{"exp": -1e300}`, 0, false, fmt.Sprintf("the token has expired already, %.0f s ago; check this machine's clock", 1e300)},
 
 		// Other shapes.
 		{`{"exp": "1800001000"}`, 0, false, notNumber},
@@ -96,7 +98,7 @@ func TestReadTokenNeverGivesAnExpThatIsPast(t *testing.T) {
 				now := testNow.Add(late)
 				payload := fmt.Sprintf(`{"exp": %.3f}`, float64(testNow.Unix())+float64(seconds)+fraction)
 				facts, err := readToken(jwtWithPayload(payload), &ask{documentID: "doc"}, 1_800_003_600, now)
-				if err == nil && newToken("", "", facts.exp, 1_800_003_600, now).freshness(now, 0) == expired {
+				if err == nil && newTestToken("", "", facts.exp, 1_800_003_600, now).freshness(clock.At(now), 0) == expired {
 					t.Fatalf("%s is taken %v into the second, and expired at once", payload, late)
 				}
 			}
@@ -240,7 +242,7 @@ func TestReadTokenForAUserInAnotherCase(t *testing.T) {
 
 // steady returns a token without spread.
 func steady(life, asked time.Duration) *token {
-	t := newToken("key", "jwt", testNow.Add(life).Unix(), testNow.Add(asked).Unix(), testNow)
+	t := newTestToken("key", "jwt", testNow.Add(life).Unix(), testNow.Add(asked).Unix(), testNow)
 	t.spread = 1
 	return t
 }
@@ -283,7 +285,7 @@ func TestFreshness(t *testing.T) {
 				{-time.Hour, expired},
 			} {
 				now := testNow.Add(test.life - step.left)
-				if got := token.freshness(now, test.minRemaining); got != step.want {
+				if got := token.freshness(clock.At(now), test.minRemaining); got != step.want {
 					t.Errorf("with %v left: got %d, want %d", step.left, got, step.want)
 				}
 			}
@@ -293,7 +295,7 @@ func TestFreshness(t *testing.T) {
 
 func TestFreshnessOfNoToken(t *testing.T) {
 	var none *token
-	if got := none.freshness(testNow, 0); got != expired {
+	if got := none.freshness(clock.At(testNow), 0); got != expired {
 		t.Errorf("got %d", got)
 	}
 }
@@ -301,12 +303,12 @@ func TestFreshnessOfNoToken(t *testing.T) {
 // The clock was set back or forward while the process was running.
 func TestFreshnessFollowsTheWallClock(t *testing.T) {
 	start := time.Now() // with a monotonic reading
-	token := newToken("key", "jwt", start.Add(time.Hour).Unix(), start.Add(time.Hour).Unix(), start)
+	token := newTestToken("key", "jwt", start.Add(time.Hour).Unix(), start.Add(time.Hour).Unix(), start)
 	token.spread = 1
-	if got := token.freshness(start.Round(0).Add(2*time.Hour), 15*time.Minute); got != expired {
+	if got := token.freshness(clock.At(start.Round(0).Add(2*time.Hour)), 15*time.Minute); got != expired {
 		t.Errorf("two hours later: got %d", got)
 	}
-	if got := token.freshness(start.Round(0).Add(-time.Hour), 15*time.Minute); got != fresh {
+	if got := token.freshness(clock.At(start.Round(0).Add(-time.Hour)), 15*time.Minute); got != fresh {
 		t.Errorf("an hour earlier: got %d", got)
 	}
 }
@@ -316,7 +318,7 @@ func TestFreshnessFollowsTheWallClock(t *testing.T) {
 func TestRenewalIsSpread(t *testing.T) {
 	low, high := math.Inf(1), math.Inf(-1)
 	for range 10_000 {
-		token := newToken("key", "jwt", testNow.Add(time.Hour).Unix(), testNow.Add(time.Hour).Unix(), testNow)
+		token := newTestToken("key", "jwt", testNow.Add(time.Hour).Unix(), testNow.Add(time.Hour).Unix(), testNow)
 		low, high = min(low, token.spread), max(high, token.spread)
 	}
 	if low < 0.9 || low > 0.91 || high > 1.1 || high < 1.09 {
@@ -326,17 +328,17 @@ func TestRenewalIsSpread(t *testing.T) {
 		for _, spread := range []float64{0.9, 1.1} {
 			token := steady(time.Hour, time.Hour)
 			token.spread = spread
-			if got := token.freshness(testNow, minRemaining); got != fresh {
+			if got := token.freshness(clock.At(testNow), minRemaining); got != fresh {
 				t.Errorf("min_remaining %v, factor %v: a new token is %d", minRemaining, spread, got)
 			}
-			if got := token.freshness(testNow.Add(time.Hour-minRemaining), minRemaining); got != due {
+			if got := token.freshness(clock.At(testNow.Add(time.Hour-minRemaining)), minRemaining); got != due {
 				t.Errorf("min_remaining %v, factor %v: at min_remaining it is %d", minRemaining, spread, got)
 			}
 			point := time.Duration(float64(time.Hour+minRemaining) / 2 * spread)
-			if got := token.freshness(testNow.Add(time.Hour-point-time.Millisecond), minRemaining); got != fresh {
+			if got := token.freshness(clock.At(testNow.Add(time.Hour-point-time.Millisecond)), minRemaining); got != fresh {
 				t.Errorf("min_remaining %v, factor %v: before its point it is %d", minRemaining, spread, got)
 			}
-			if got := token.freshness(testNow.Add(time.Hour-point+time.Millisecond), minRemaining); got != due {
+			if got := token.freshness(clock.At(testNow.Add(time.Hour-point+time.Millisecond)), minRemaining); got != due {
 				t.Errorf("min_remaining %v, factor %v: behind its point it is %d", minRemaining, spread, got)
 			}
 		}
@@ -348,9 +350,9 @@ func TestRenewalIsSpread(t *testing.T) {
 func TestNewTokensAreFreshHoweverShort(t *testing.T) {
 	for seconds := int64(2); seconds <= 3600; seconds++ {
 		for _, asked := range []time.Duration{time.Minute, time.Hour, 30 * 24 * time.Hour} {
-			token := newToken("key", "jwt", testNow.Unix()+seconds, testNow.Add(asked).Unix(), testNow)
+			token := newTestToken("key", "jwt", testNow.Unix()+seconds, testNow.Add(asked).Unix(), testNow)
 			token.spread = 1.1
-			if got := token.freshness(testNow, min(asked/2, time.Duration(seconds)*time.Second)); time.Duration(seconds)*time.Second < asked && got != fresh {
+			if got := token.freshness(clock.At(testNow), min(asked/2, time.Duration(seconds)*time.Second)); time.Duration(seconds)*time.Second < asked && got != fresh {
 				t.Fatalf("%d s of %v: got %d", seconds, asked, got)
 			}
 		}
@@ -358,7 +360,7 @@ func TestNewTokensAreFreshHoweverShort(t *testing.T) {
 }
 
 func TestTokenKnowsItsLife(t *testing.T) {
-	token := newToken("key", "jwt", testNow.Unix()+90, testNow.Unix()+120, testNow.Add(500*time.Millisecond))
+	token := newTestToken("key", "jwt", testNow.Unix()+90, testNow.Unix()+120, testNow.Add(500*time.Millisecond))
 	if token.key() != "key" || token.jwt() != "jwt" || token.exp != testNow.Unix()+90 || token.life != 89500*time.Millisecond || token.asked != 119500*time.Millisecond {
 		t.Errorf("got %+v", token)
 	}

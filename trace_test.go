@@ -90,7 +90,7 @@ func TestMintSpan(t *testing.T) {
 
 func TestMintSpanOfFailures(t *testing.T) {
 	for _, test := range []struct {
-		answer func(mintRequest) (*http.Response, error)
+		answer func(apiRequest) (*http.Response, error)
 		want   []string
 	}{
 		{failing(500), []string{"http.response.status_code=500 error.type=unavailable"}},

@@ -39,7 +39,7 @@ const (
 // fleetUser is the ACL that docs/fleet.md and the example give the gateways.
 var fleetUser = []string{
 	"--user", "default", "on", "nopass", "~*", "&*", "+@all", // for the test
-	"--user", "gateway", "on", ">" + redisPassword, "~viewer_session:*", "+get", "+set", "+del", "+eval", "+evalsha", "+ping",
+	"--user", "gateway", "on", ">" + redisPassword, "~viewer_session:*", "+get", "+set", "+del", "+pttl", "+eval", "+evalsha", "+ping",
 }
 
 // fleet is gateways in processes of their own, with the example's Caddyfile.
@@ -421,7 +421,7 @@ func TestFleetWithoutItsStore(t *testing.T) {
 			"takes rights away",
 			func(s *redistest.Server) { s.Must("ACL", "SETUSER", "gateway", "-@all") },
 			func(s *redistest.Server) {
-				s.Must("ACL", "SETUSER", "gateway", "+get", "+set", "+del", "+eval", "+evalsha", "+ping")
+				s.Must("ACL", "SETUSER", "gateway", "+get", "+set", "+del", "+pttl", "+eval", "+evalsha", "+ping")
 			},
 		},
 	} {

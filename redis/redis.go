@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,10 +59,14 @@ var (
 	// openFor is how long a server that fails is left alone.
 	openFor = 3 * time.Second
 
-	// closeAfter is how long connections outlive their config: longer than
-	// any request that began with it.
-	closeAfter = 2 * time.Minute
+	// closeAfter is how long connections outlive their config, for mints that
+	// began with it and that no later config can finish.
+	closeAfter = 5 * time.Second
 )
+
+// maxRetired is how many clients of former configs stay open, however often
+// configs are reloaded.
+const maxRetired = 2
 
 // Store shares tokens in Redis or Valkey.
 //
@@ -230,6 +235,10 @@ type client struct {
 	redis.UniversalClient
 	timeout time.Duration
 
+	// inUse is held for reading during an operation, and for writing to close.
+	inUse  sync.RWMutex
+	closed bool
+
 	// A Cluster has a breaker for each node, by address, so that one node
 	// which is down does not keep the others from being asked.
 	breaker *gobreaker.CircuitBreaker[any]
@@ -356,17 +365,65 @@ func completeAddress(address string, port uint) (string, error) {
 	return net.JoinHostPort(parsed.Host, strconv.FormatUint(uint64(parsed.StartPort), 10)), nil
 }
 
-// Cleanup ends the connections, later: requests that began with this config
-// still give their locks back. It also runs after a Provision that failed.
+// Cleanup ends the connections, a little later: mints that began with this
+// config still give their locks back. It also runs after a Provision that failed.
 func (s *Store) Cleanup() error {
 	if s.client != nil {
-		time.AfterFunc(closeAfter, func() { _ = s.client.Close() })
+		s.client.retire()
 	}
 	return nil
 }
 
+// retired are clients of former configs that are still open, the oldest first.
+var retired struct {
+	sync.Mutex
+	clients []*client
+}
+
+// retire closes the client after a while, or as soon as others have retired
+// after it.
+func (c *client) retire() {
+	retired.Lock()
+	defer retired.Unlock()
+	retired.clients = append(retired.clients, c)
+	for len(retired.clients) > maxRetired {
+		go retired.clients[0].shut() // ends with the operations under way
+		retired.clients = retired.clients[1:]
+	}
+	time.AfterFunc(closeAfter, func() {
+		retired.Lock()
+		retired.clients = slices.DeleteFunc(retired.clients, func(other *client) bool { return other == c })
+		retired.Unlock()
+		c.shut()
+	})
+}
+
+// shut closes the client when no operation is under way.
+func (c *client) shut() {
+	c.inUse.Lock()
+	defer c.inUse.Unlock()
+	if !c.closed {
+		c.closed = true
+		_ = c.Close()
+	}
+}
+
+// use runs an operation, unless the client has been closed.
+func (c *client) use(operation func() (any, error)) (any, error) {
+	c.inUse.RLock()
+	defer c.inUse.RUnlock()
+	if c.closed {
+		return nil, viewersession.ErrStoreUnavailable
+	}
+	return operation()
+}
+
 // do runs one operation on the key, unless its server is known to be down.
 func (c *client) do(ctx context.Context, key string, operation func(ctx context.Context) (any, error)) (any, error) {
+	return c.use(func() (any, error) { return c.doOpen(ctx, key, operation) })
+}
+
+func (c *client) doOpen(ctx context.Context, key string, operation func(ctx context.Context) (any, error)) (any, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	breaker := c.breaker
@@ -410,7 +467,12 @@ var (
 	acquireScript = redis.NewScript(`
 local entry = redis.call('GET', KEYS[1])
 if entry and entry ~= '' and (ARGV[1] == '' or string.sub(entry, 1, #ARGV[1]) ~= ARGV[1]) then
-	return {'entry', entry}
+	-- A user of the server without the right to ask is told nothing.
+	local ttl = redis.pcall('PTTL', KEYS[1])
+	return {'entry', entry, type(ttl) == 'number' and tostring(ttl) or '0'}
+end
+if ARGV[3] == '0' then
+	return {'none'}
 end
 if redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then
 	return {'locked'}
@@ -452,8 +514,9 @@ func (s *Store) Acquire(ctx context.Context, name, stale string, lockFor time.Du
 	}
 	// There is none of the new key. Gateways that do not have it yet put
 	// theirs where the previous key says.
-	entry, version, err := s.readPrevious(ctx, name)
-	if err != nil || entry == nil || version == stale {
+	sealer = s.sealers[1]
+	previous, err := s.acquire(ctx, sealer, sealer.name(name), "", 0)
+	if err != nil || previous.Entry == nil || previous.Version == stale {
 		return got, nil // a lock that has been got must not be lost
 	}
 	if got.Lock != "" {
@@ -461,7 +524,7 @@ func (s *Store) Acquire(ctx context.Context, name, stale string, lockFor time.Du
 			return got, nil
 		}
 	}
-	return viewersession.Acquired{Entry: entry, Version: version}, nil
+	return previous, nil
 }
 
 func (s *Store) acquire(ctx context.Context, sealer *sealer, sealedName, stale string, lockFor time.Duration) (viewersession.Acquired, error) {
@@ -472,15 +535,19 @@ func (s *Store) acquire(ctx context.Context, sealer *sealer, sealedName, stale s
 				stale, owner, lockFor.Milliseconds()).StringSlice()
 		})
 		if err != nil {
+			if lockFor == 0 {
+				return viewersession.Acquired{}, err
+			}
 			// The server may have done it without being heard.
 			return viewersession.Acquired{Lock: owner}, err
 		}
 		switch reply := result.([]string); {
-		case len(reply) == 2 && reply[0] == "entry":
+		case len(reply) == 3 && reply[0] == "entry":
 			sealed := []byte(reply[1])
 			entry, err := sealer.open(sealedName, sealed)
 			if err == nil {
-				return viewersession.Acquired{Entry: entry, Version: versionOf(sealed)}, nil
+				milliseconds, _ := strconv.ParseInt(reply[2], 10, 64) // what the script says
+				return viewersession.Acquired{Entry: entry, Version: versionOf(sealed), TTL: time.Duration(max(milliseconds, 0)) * time.Millisecond}, nil
 			}
 			s.logDamaged(err)
 			stale = versionOf(sealed) // as good as none
@@ -490,31 +557,6 @@ func (s *Store) acquire(ctx context.Context, sealer *sealer, sealedName, stale s
 			return viewersession.Acquired{}, nil
 		}
 	}
-}
-
-// readPrevious looks an entry up that was written with the previous key.
-func (s *Store) readPrevious(ctx context.Context, name string) (entry []byte, version string, err error) {
-	sealer := s.sealers[1]
-	sealedName := sealer.name(name)
-	result, err := s.client.do(ctx, s.entryKey(sealedName), func(ctx context.Context) (any, error) {
-		sealed, err := s.client.Get(ctx, s.entryKey(sealedName)).Bytes()
-		if errors.Is(err, redis.Nil) {
-			return []byte(nil), nil
-		}
-		return sealed, err
-	})
-	if err != nil {
-		return nil, "", err
-	}
-	sealed := result.([]byte)
-	if sealed == nil {
-		return nil, "", nil
-	}
-	if entry, err = sealer.open(sealedName, sealed); err != nil {
-		s.logDamaged(err)
-		return nil, "", err
-	}
-	return entry, versionOf(sealed), nil
 }
 
 func (s *Store) logDamaged(err error) {
@@ -550,9 +592,11 @@ func (s *Store) Release(ctx context.Context, name, lock string) error {
 func (s *Store) finish(ctx context.Context, key, lock string, operation func(ctx context.Context) error) error {
 	_, err := s.client.do(ctx, key, func(ctx context.Context) (any, error) { return nil, operation(ctx) })
 	if lock != "" && errors.Is(err, viewersession.ErrStoreUnavailable) {
-		ctx, cancel := context.WithTimeout(ctx, s.client.timeout)
-		defer cancel()
-		return operation(ctx)
+		_, err = s.client.use(func() (any, error) {
+			ctx, cancel := context.WithTimeout(ctx, s.client.timeout)
+			defer cancel()
+			return nil, operation(ctx)
+		})
 	}
 	return err
 }

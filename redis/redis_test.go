@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -792,4 +793,82 @@ func TestCluster(t *testing.T) {
 	for _, name := range kept {
 		s.wantEntry(name, "entry")
 	}
+}
+
+// Reloads under load leave no connections behind: what former configs have open
+// is bounded, and goes within seconds.
+func TestConnectionsOfManyReloads(t *testing.T) {
+	server := redistest.Start(t)
+	clients := func() int {
+		return strings.Count(server.Must("CLIENT", "LIST"), "addr=") - 1 // but for who asks
+	}
+	const readers = 20
+	var current atomic.Pointer[storeTest]
+	current.Store(newStore(t, "timeout 1s", server))
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for i := range readers {
+		wg.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				name := fmt.Sprint(i, "-", n)
+				store := current.Load()
+				got, err := store.Acquire(t.Context(), name, "", time.Minute)
+				if err == nil {
+					// Whichever config is in use finishes it.
+					err = current.Load().Release(t.Context(), name, got.Lock)
+				}
+				if err != nil && !errors.Is(err, viewersession.ErrStoreUnavailable) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	one := 0
+	waitFor(t, "the first config to have its connections", func() bool {
+		before := one
+		one = clients()
+		return one >= readers && one == before
+	})
+	most := 0
+	for range 25 {
+		next := newStore(t, "timeout 1s", server)
+		current.Swap(next).end()
+		most = max(most, clients())
+	}
+	if limit := (maxRetired + 3) * one; most > limit {
+		t.Errorf("%d connections, want at most %d", most, limit)
+	}
+	waitFor(t, "the connections of former configs to go", func() bool { return clients() <= one+readers })
+}
+
+// Only looking takes no lock, and an entry comes with the time it has left.
+func TestLookTakesNoLock(t *testing.T) {
+	everyMake(t, func(t *testing.T, server *redistest.Server) {
+		s := newStore(t, "", server)
+		look := func(name string) viewersession.Acquired {
+			got, err := s.Acquire(t.Context(), name, "", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got
+		}
+		if got := look(testName); got.Lock != "" || got.Entry != nil {
+			t.Errorf("got %+v", got)
+		}
+		s.put(testName, s.wantLock(testName, ""), testToken, time.Minute)
+		if got := look(testName); string(got.Entry) != testToken || got.TTL <= 50*time.Second || got.TTL > time.Minute {
+			t.Errorf("got %+v", got)
+		}
+		if got := s.acquire(testName, ""); got.TTL <= 50*time.Second || got.TTL > time.Minute {
+			t.Errorf("got %+v", got)
+		}
+		// A user who may not ask for it does without.
+		server.Must("ACL", "SETUSER", "default", "-pttl")
+		defer server.Must("ACL", "SETUSER", "default", "+pttl")
+		if got := s.acquire(testName, ""); string(got.Entry) != testToken || got.TTL != 0 {
+			t.Errorf("without the right to ask: %+v", got)
+		}
+	})
 }

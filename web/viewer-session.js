@@ -65,6 +65,8 @@ const SHORTEST_REST = 500;
 /** The first and the longest time between attempts that bring nothing new, in ms. */
 const FIRST_RETRY = 1_000;
 const LONGEST_RETRY = 60_000;
+// However long the gateway asks to wait, it does not mean longer than this.
+const LONGEST_ASKED = 300_000;
 
 /**
  * Why there is no token, or no viewer.
@@ -465,7 +467,7 @@ function expiry(jwt) {
 function retryAfter(response) {
 	const text = response.headers.get("Retry-After");
 	const seconds = Number(text);
-	return text && seconds > 0 ? seconds * 1000 : undefined;
+	return text && seconds > 0 ? Math.min(seconds * 1000, LONGEST_ASKED) : undefined;
 }
 
 /**
