@@ -38,9 +38,10 @@ func newConnections(transport http.RoundTripper, timeout time.Duration) *connect
 	if t, ok := transport.(*reverseproxy.HTTPTransport); ok {
 		c.closeIdle = t.Transport.CloseIdleConnections
 		// An HTTP/2 connection carries all mints, and dropping idle connections
-		// passes over it while it carries one: pings find out, in half of
-		// timeout, so that the other half is left for another connection.
-		t.Transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: timeout / 4, PingTimeout: timeout / 4}
+		// passes over it while it carries one: pings find out, in less than the
+		// half of timeout that a mint has at least, so that there is time left for
+		// another connection.
+		t.Transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: timeout / 8, PingTimeout: timeout / 4}
 	}
 	return c
 }

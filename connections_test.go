@@ -31,7 +31,7 @@ type relayed struct {
 	server   *httptest.Server
 }
 
-const relayedTimeout = 400 * time.Millisecond
+const relayedTimeout = 1000 * time.Millisecond
 
 func newRelayed(t *testing.T, http2 bool, answer http.HandlerFunc) *relayed {
 	t.Helper()
@@ -219,7 +219,7 @@ func TestSlowAPIIsNotDialedAgainAndAgain(t *testing.T) {
 	r := newRelayed(t, true, func(w http.ResponseWriter, req *http.Request) {
 		select {
 		case <-req.Context().Done():
-		case <-time.After(relayedTimeout - 150*time.Millisecond): // the API's work
+		case <-time.After(relayedTimeout - 400*time.Millisecond): // the API's work
 		}
 		slowly(w, req)
 	})

@@ -176,10 +176,10 @@ type visit struct {
 	failure    *failure
 	rejected   string // the token that a browser says was rejected
 
-	carriers []*carrier // of what has been injected and not been taken off yet
+	injected []injected // and not been taken off yet
 
 	// Room for what a request usually needs, so that it is allocated at once.
-	first  [1]*carrier
+	first  [1]injected
 	header [1]string // the header's value; never shared with the cache
 	guard  cacheGuard
 }
@@ -205,7 +205,7 @@ func beginVisit(r *http.Request, repl *caddy.Replacer) *visit {
 		return v
 	}
 	v := new(visit)
-	v.carriers = v.first[:0]
+	v.injected = v.first[:0]
 	vars[visitKey] = v
 	repl.Map(v.placeholder)
 	if server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); server != nil && server.Logs == nil {

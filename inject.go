@@ -9,12 +9,18 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
+// injected is a token that an instance of the handler has put on the request.
+type injected struct {
+	*carrier
+	jwt string
+}
+
 // inject puts the token on the request under the carrier's names. What the
 // client had there has been stripped, so it stands there once.
 func (v *visit) inject(r *http.Request, c *carrier, jwt string) {
 	if c.header != "" {
 		value := v.header[:]
-		if len(v.carriers) > 0 {
+		if len(v.injected) > 0 {
 			value = []string{""} // the usual place is taken
 		}
 		// Later header operations may edit the value in place; its capacity
@@ -23,7 +29,11 @@ func (v *visit) inject(r *http.Request, c *carrier, jwt string) {
 		r.Header[c.header] = value[:1:1]
 	}
 	if c.cookie != "" {
-		stripCookie(r.Header, c.cookie) // there is one only if another instance put it there
+		for _, other := range v.injected {
+			if other.cookie != "" && mayHoldCookie(other.cookie, c.cookie) {
+				removeCookie(r.Header, other.cookie, other.jwt)
+			}
+		}
 		text := c.cookie + "=" + jwt
 		if others := r.Header["Cookie"]; len(others) > 0 {
 			// In front: some parsers give up at a malformed or the thousandth pair.
@@ -31,31 +41,32 @@ func (v *visit) inject(r *http.Request, c *carrier, jwt string) {
 		}
 		r.Header["Cookie"] = []string{text}
 	}
-	v.carriers = append(v.carriers, c)
+	v.injected = append(v.injected, injected{c, jwt})
 }
 
 // eject takes the token off the request again. Instances end in the reverse
 // order of that in which they began.
 func (v *visit) eject(r *http.Request, c *carrier) {
+	last := v.injected[len(v.injected)-1]
 	if c.header != "" {
 		delete(r.Header, c.header)
 	}
 	if c.cookie != "" {
-		stripCookie(r.Header, c.cookie)
+		removeCookie(r.Header, c.cookie, last.jwt)
 	}
-	v.carriers = v.carriers[:len(v.carriers)-1]
+	v.injected = v.injected[:len(v.injected)-1]
 }
 
 // carriesHeader reports whether an instance of the handler has put a token on
 // the request under this name. It has stripped the client's values before that,
 // and what it injected is to be left alone by another one in the same chain.
 func (v *visit) carriesHeader(name string) bool {
-	return v != nil && slices.ContainsFunc(v.carriers, func(c *carrier) bool { return c.header == name })
+	return v != nil && slices.ContainsFunc(v.injected, func(i injected) bool { return i.header == name })
 }
 
 // carriesCookie is carriesHeader for a cookie that could be taken for the one named.
 func (v *visit) carriesCookie(name string) bool {
-	return v != nil && slices.ContainsFunc(v.carriers, func(c *carrier) bool { return c.cookie != "" && foldsToCookie(name, c.cookie) })
+	return v != nil && slices.ContainsFunc(v.injected, func(i injected) bool { return i.cookie != "" && mayHoldCookie(i.cookie, name) })
 }
 
 // serveUncached calls the next handler and keeps its response out of caches,

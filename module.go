@@ -702,10 +702,11 @@ func newIDFormat(expr string) (func(string) bool, error) {
 
 // newCarrier checks the names that the token travels under.
 func (h *Handler) newCarrier() (carrier, error) {
-	c := carrier{header: textproto.CanonicalMIMEHeaderKey(h.RequestHeader), cookie: h.RequestCookie}
-	if c.header == "" && c.cookie == "" {
-		c.header = DefaultRequestHeader
+	header := textproto.CanonicalMIMEHeaderKey(h.RequestHeader)
+	if header == "" && h.RequestCookie == "" {
+		header = DefaultRequestHeader
 	}
+	c := newCarrier(header, h.RequestCookie)
 	if c.header != "" {
 		if !httpguts.ValidHeaderFieldName(c.header) {
 			return carrier{}, fmt.Errorf("request_header %q is not a header name: write letters, digits and hyphens", h.RequestHeader)

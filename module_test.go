@@ -82,7 +82,7 @@ func TestCookieTakesThePlaceOfTheDefaultHeader(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if h.carrier != (carrier{header: test.header, cookie: test.cookie}) {
+		if h.carrier != newCarrier(test.header, test.cookie) {
 			t.Errorf("%s: got %+v", test.members, h.carrier)
 		}
 	}

@@ -358,6 +358,8 @@ func (p *pool) await(ctx context.Context, key string, a *ask, e errand) (*token,
 			e.rejected, e.rejectedText = t, ""
 		case !started && !flight.minted && t.freshness(p.now(), a.minRemaining) < due:
 			// It joined a flight for a route that is content with less.
+		case !started && t.key()[:len(account{})] != string(p.account.Load()[:]):
+			// It joined a mint that began with a key that has been replaced.
 		default:
 			return t, resultShared, nil
 		}

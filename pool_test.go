@@ -1182,3 +1182,24 @@ func TestKeyChecksAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// Whoever comes with a new key does not get what an old one mints meanwhile.
+func TestNewKeyDoesNotJoinAnOldOnesMint(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.delay = 2 * time.Second
+		var wg sync.WaitGroup
+		wg.Go(func() { p.asked("doc", resultMinted) })
+		synctest.Wait()
+		next := newCredential("pdf_live_next")
+		p.tenant.credential.Store(next)
+		p.api.mu.Lock()
+		p.api.delay = 0
+		p.api.mu.Unlock()
+		p.want("fast", resultMinted)
+		tok, _, f := p.get(t.Context(), testAsk("doc"))
+		if f != nil || tok.key()[:len(account{})] != string(next.account[:]) {
+			t.Errorf("%v, another key's token", f)
+		}
+		wg.Wait()
+	})
+}

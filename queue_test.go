@@ -337,6 +337,55 @@ func TestLongestLineGivesWay(t *testing.T) {
 	})
 }
 
+// It is the longest line that gives way, wherever it stands.
+func TestShortLinesDoNotGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := func() time.Duration { return clock.Now().Mono() }
+		const timeout = 2*time.Second + 2*timerSlack // ten places
+		q := newQueue(10, 1, timeout, now)
+		q.take()
+		first := q.enter("first", now()+timeout)
+		var long *place
+		for range 9 {
+			long = q.enter("long", now()+timeout)
+		}
+		q.enter("late", now()+timeout)
+		select {
+		case <-first.decided:
+			t.Error("the only place of the first line has given way")
+		case <-long.decided:
+		}
+		time.Sleep(timeout)
+		synctest.Wait()
+	})
+}
+
+// What mints are seen to need is left to them, all of timeout at most.
+func TestQueueLearnsHowLongMintsTake(t *testing.T) {
+	q := newQueue(10, 1, time.Second, func() time.Duration { return time.Hour })
+	for _, step := range []struct {
+		took   time.Duration
+		enough bool
+		want   time.Duration
+	}{
+		{100 * time.Millisecond, true, 500 * time.Millisecond},
+		{480 * time.Millisecond, true, 600 * time.Millisecond},
+		{500 * time.Millisecond, false, 937500 * time.Microsecond}, // that was not enough
+		{time.Second, false, time.Second},
+	} {
+		q.observe(step.took, step.enough)
+		if got := q.reserve(); got != step.want {
+			t.Errorf("after %s: %s are left for mints, want %s", step.took, got, step.want)
+		}
+	}
+	for range 100 {
+		q.observe(100*time.Millisecond, true)
+	}
+	if got := q.reserve(); got != 500*time.Millisecond {
+		t.Errorf("when they are fast again: %s", got)
+	}
+}
+
 // What is left of the time when a turn comes is at least half of timeout.
 func TestTurnsThatComeTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -27,6 +27,9 @@ const (
 	rejectedHeader = "X-Viewer-Rejected"
 )
 
+// rejectedCarrier takes the browser's word on a rejected token off requests.
+var rejectedCarrier = newCarrier(rejectedHeader, "")
+
 // serveSession answers a request to a path at which the browser fetches its
 // token. The app is asked first, and gets no token: if it answers 204, the
 // browser gets one. Any other answer of the app passes as it is.
@@ -35,7 +38,7 @@ func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next cadd
 	if rejected := r.Header.Get(rejectedHeader); rejected != "" {
 		visit.rejected = rejected
 	}
-	carrier{header: rejectedHeader}.strip(r)
+	rejectedCarrier.strip(r)
 
 	fetches := (r.Method == http.MethodGet || r.Method == http.MethodHead) && !getsNone(r)
 	if site := r.Header.Get("Sec-Fetch-Site"); fetches && (site == "cross-site" || site == "same-site") {

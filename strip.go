@@ -10,8 +10,19 @@ import (
 // either of which may be empty. What clients send under these names never
 // reaches the next handler.
 type carrier struct {
-	header string // canonical
-	cookie string
+	header  string // canonical
+	cookie  string
+	letters int // and digits in header
+}
+
+func newCarrier(header, cookie string) carrier {
+	c := carrier{header: header, cookie: cookie}
+	for i := range len(header) {
+		if isAlphanumeric(header[i]) {
+			c.letters++
+		}
+	}
+	return c
 }
 
 // strip removes whatever the client sent under the carrier's names. It runs
@@ -19,26 +30,29 @@ type carrier struct {
 // branch (another path, an error, on_error pass) can let a client's value
 // through to an app that trusts the name.
 func (c carrier) strip(r *http.Request) {
-	var connection []string
+	var connection, upgrade []string
 	for name, values := range r.Header {
-		if name == "Connection" {
+		switch name {
+		case "Connection":
 			connection = values
+		case "Upgrade":
+			upgrade = values
+		case "Http2-Settings":
+			delete(r.Header, name)
 		}
-		// CGI, WSGI and Rack apps see X_Viewer_Session, X.Viewer.Session
-		// and X-Viewer-Session as one and the same variable. Most names
-		// differ in length, which is seen here without a call.
-		if len(name) == len(c.header) && foldsToHeader(name, c.header) && !visitOf(r).carriesHeader(name) {
+		if c.aliasesHeader(name) && !visitOf(r).carriesHeader(name) {
 			delete(r.Header, name)
 		}
 	}
-	if c.cookie != "" && mentionsCookie(r.Header, c.cookie) && !visitOf(r).carriesCookie(c.cookie) {
+	if c.cookie != "" && !visitOf(r).carriesCookie(c.cookie) {
 		stripCookie(r.Header, c.cookie)
 	}
+	tunnel := len(upgrade) > 0 && stripUpgrade(r.Header, upgrade)
 	if len(connection) > 0 {
 		// A header named in Connection is dropped by the next proxy as
 		// hop-by-hop. A client that names ours would get our token removed,
 		// and could make the app fall back to something weaker.
-		c.stripConnection(r.Header, connection)
+		c.stripConnection(r.Header, connection, tunnel)
 	}
 	if r.Trailer != nil {
 		c.stripTrailer(r.Trailer)
@@ -49,46 +63,84 @@ func (c carrier) strip(r *http.Request) {
 	}
 }
 
-// foldsToHeader reports whether name is an alias of the canonical header name:
-// equal but for case, and for any other punctuation in the place of a hyphen.
-// Most servers fold "_", some every character that is no letter or digit.
-func foldsToHeader(name, canonical string) bool {
-	if len(name) != len(canonical) {
-		return false
-	}
-	for i := 0; i < len(name); i++ {
-		if foldHeaderByte(name[i]) != foldHeaderByte(canonical[i]) {
-			return false
-		}
-	}
-	return true
+// aliasesHeader reports whether an app could take a header of this name for the
+// carrier's. CGI, WSGI and Rack apps see X_Viewer_Session, X.Viewer.Session and
+// X-Viewer-Session as one and the same variable, and other servers fold more.
+func (c carrier) aliasesHeader(name string) bool {
+	// Most names are longer or shorter, or begin with another letter, which is
+	// seen here without a call.
+	return len(name) >= c.letters && c.header != "" && (name[0]|0x20 == c.header[0]|0x20 || !isAlphanumeric(name[0])) && foldsToHeader(name, c.header)
 }
 
-func foldHeaderByte(c byte) byte {
-	switch {
-	case !isAlphanumeric(c):
-		return '-'
-	case c >= 'A' && c <= 'Z':
-		return c + 'a' - 'A'
-	default:
-		return c
+// foldsToHeader reports whether name is the header's but for case, or would be
+// if whatever is not a letter or digit were left out of both, and either has
+// something in it that is neither, nor a hyphen: no list of what servers fold is
+// needed.
+func foldsToHeader(name, header string) bool {
+	if strings.EqualFold(name, header) {
+		return true
 	}
+	odd := false
+	for i := 0; ; i++ {
+		for ; name != "" && !isAlphanumeric(name[0]); name = name[1:] {
+			odd = odd || name[0] != '-'
+		}
+		for ; header != "" && !isAlphanumeric(header[0]); header = header[1:] {
+			odd = odd || header[0] != '-'
+		}
+		if name == "" || header == "" {
+			return odd && name == header
+		}
+		if lower(name[0]) != lower(header[0]) {
+			return false
+		}
+		name, header = name[1:], header[1:]
+	}
+}
+
+// lower returns an ASCII letter in lower case, and a digit as it is.
+func lower(c byte) byte {
+	if c >= 'A' && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
+}
+
+// stripUpgrade leaves websocket of what a client wants to speak instead of HTTP.
+// Anything else would open a tunnel to an app that agrees, and what goes through
+// it is stripped by nobody: by h2c, for example, a client sends requests of its
+// own. It reports whether nothing is left.
+func stripUpgrade(header http.Header, lines []string) (removed bool) {
+	for _, line := range lines {
+		for protocol := range strings.SplitSeq(line, ",") {
+			if protocol = strings.TrimSpace(protocol); strings.EqualFold(protocol, "websocket") {
+				if len(lines) > 1 || line != protocol {
+					header["Upgrade"] = []string{protocol}
+				}
+				return false
+			}
+		}
+	}
+	delete(header, "Upgrade")
+	return true
 }
 
 // hides reports whether name, as a header's name, is one that must not be
 // named in Connection or sent as a trailer.
 func (c carrier) hides(name string) bool {
-	return c.header != "" && foldsToHeader(name, c.header) ||
+	return name != "" && c.header != "" && foldsToHeader(name, c.header) ||
 		c.cookie != "" && foldsToHeader(name, "Cookie")
 }
 
-func (c carrier) stripConnection(header http.Header, lines []string) {
+// stripConnection takes what must not be named out of Connection, and Upgrade if
+// that has been removed.
+func (c carrier) stripConnection(header http.Header, lines []string, tunnel bool) {
 	var kept []string
 	changed := false
 	for _, line := range lines {
 		for option := range strings.SplitSeq(line, ",") {
 			option = strings.TrimSpace(option)
-			if c.hides(option) {
+			if c.hides(option) || strings.EqualFold(option, "HTTP2-Settings") || tunnel && strings.EqualFold(option, "Upgrade") {
 				changed = true
 				continue
 			}
@@ -127,137 +179,4 @@ func (t *trailerStripper) Read(p []byte) (int, error) {
 		t.carrier.stripTrailer(t.trailer)
 	}
 	return n, err
-}
-
-// stripCookie removes every cookie that an app could take for the one named,
-// from the raw text of every Cookie line: Request.Cookies hides malformed pairs
-// that are forwarded all the same, and most apps take the first of duplicates.
-// Text that is not ours stays as it is.
-func stripCookie(header http.Header, name string) {
-	if !mentionsCookie(header, name) {
-		return
-	}
-	lines := header["Cookie"]
-	kept := make([]string, 0, len(lines))
-	for _, line := range lines {
-		pairs := strings.Split(line, ";")
-		left := pairs[:0]
-		for _, pair := range pairs {
-			if pair = cutOurs(pair, name); strings.Trim(pair, " \t") != "" {
-				left = append(left, pair)
-			}
-		}
-		if text := strings.TrimLeft(strings.Join(left, ";"), " "); text != "" {
-			kept = append(kept, text)
-		}
-	}
-	if len(kept) == 0 {
-		delete(header, "Cookie")
-		return
-	}
-	header["Cookie"] = kept
-}
-
-// mentionsCookie reports whether stripCookie would find something.
-func mentionsCookie(header http.Header, name string) bool {
-	for _, line := range header["Cookie"] {
-		for pair := range strings.SplitSeq(line, ";") {
-			if cutOurs(pair, name) != pair {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// cutOurs returns pair (what stands between two semicolons) up to the place
-// where a cookie begins that could be read as the one named. Some parsers also
-// take a comma (older Rack and servlet containers) or white space (Python's
-// SimpleCookie) as the end of a pair, so any of them may begin another.
-func cutOurs(pair, name string) string {
-	for start := 0; ; start++ {
-		if foldsToCookie(pair[start:], name) {
-			return pair[:start]
-		}
-		for start < len(pair) && pair[start] != ',' && !isCookieSpace(pair[start]) {
-			start++
-		}
-		if start == len(pair) {
-			return pair
-		}
-	}
-}
-
-// foldsToCookie reports whether text begins with a cookie whose name is the
-// one given for at least one widespread server: PHP reads ".", " " and "[" as
-// "_" and takes name[x] for a member of name, skips leading white space, and
-// older releases decode percent escapes and end a name at NUL; ASP.NET ignores
-// case; quotes around a name are an old RFC's.
-func foldsToCookie(text, name string) bool {
-	text = skipCookieSpace(text)
-	for i := 0; i < len(name); i++ {
-		var c byte
-		if c, text = nextCookieByte(text); c == 0 || foldCookieByte(c) != foldCookieByte(name[i]) {
-			return false
-		}
-	}
-	c, rest := nextCookieByte(text)
-	for c == '"' {
-		c, rest = nextCookieByte(rest)
-	}
-	return c == '=' || c == '[' || c == ',' || isCookieSpace(c) // white space, the end, or NUL
-}
-
-// skipCookieSpace skips white space and quotes, also where they are escaped.
-func skipCookieSpace(text string) string {
-	for {
-		c, rest := nextCookieByte(text)
-		if c == 0 || c != '+' && c != '"' && !isCookieSpace(c) {
-			return text
-		}
-		text = rest
-	}
-}
-
-// isCookieSpace is true for what some server trims around a cookie's name:
-// ASCII white space and other controls, and white space beyond ASCII in Latin-1
-// (Node, Werkzeug) or UTF-8 (Django). No name that is ours has such bytes.
-func isCookieSpace(c byte) bool { return c <= ' ' || c >= 0x7f }
-
-// nextCookieByte returns the first byte of text, percent-decoded, and what
-// follows; 0 at the end.
-func nextCookieByte(text string) (byte, string) {
-	if text == "" {
-		return 0, ""
-	}
-	if text[0] == '%' && len(text) > 2 {
-		if high, low := unhex(text[1]), unhex(text[2]); high < 16 && low < 16 {
-			return high<<4 | low, text[3:]
-		}
-	}
-	return text[0], text[1:]
-}
-
-func unhex(c byte) byte {
-	switch {
-	case c >= '0' && c <= '9':
-		return c - '0'
-	case c >= 'a' && c <= 'f':
-		return c - 'a' + 10
-	case c >= 'A' && c <= 'F':
-		return c - 'A' + 10
-	default:
-		return 255
-	}
-}
-
-func foldCookieByte(c byte) byte {
-	switch {
-	case c == '.' || c == ' ' || c == '[' || c == '+':
-		return '_'
-	case c >= 'A' && c <= 'Z':
-		return c + 'a' - 'A'
-	default:
-		return c
-	}
 }

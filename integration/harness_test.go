@@ -248,8 +248,15 @@ func (s *stage) wantMints(want int64) {
 	}
 }
 
-// raw sends bytes as they are and returns the answer's bytes.
+// raw sends lines, with HOST for the gateway, and returns the answer's bytes.
 func (s *stage) raw(request string) string {
+	s.t.Helper()
+	request = strings.ReplaceAll(request, "HOST", s.gateway)
+	return s.rawBytes(strings.ReplaceAll(request, "\n", "\r\n"))
+}
+
+// rawBytes sends bytes as they are and returns the answer's bytes.
+func (s *stage) rawBytes(request string) string {
 	s.t.Helper()
 	conn, err := net.Dial("tcp", s.gateway)
 	if err != nil {
@@ -259,8 +266,7 @@ func (s *stage) raw(request string) string {
 	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		s.t.Fatal(err)
 	}
-	request = strings.ReplaceAll(request, "HOST", s.gateway)
-	if _, err := io.WriteString(conn, strings.ReplaceAll(request, "\n", "\r\n")); err != nil {
+	if _, err := io.WriteString(conn, request); err != nil {
 		s.t.Fatal(err)
 	}
 	answer, err := io.ReadAll(conn)
