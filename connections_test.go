@@ -18,9 +18,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
-	"github.com/viewersession/caddy-viewer-session/internal/relaytest"
-
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/relaytest"
 )
 
 // relayed is a pool whose API is a real server behind a relay.

@@ -100,11 +100,13 @@ func isToken(s string) bool {
 	return true
 }
 
-// cookieBytes says what a character is, in and around a cookie's name.
-var cookieBytes = func() (table [256]struct {
+// cookieByte says what a character is, in and around a cookie's name.
+type cookieByte struct {
 	token, skipped bool
 	folded         byte
-}) {
+}
+
+var cookieBytes = func() (table [256]cookieByte) {
 	for i := range table {
 		c := byte(i)
 		table[c].token = isAlphanumeric(c) || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0

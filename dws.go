@@ -104,7 +104,7 @@ func mintToken(ctx context.Context, m mintRequest) (minted mintReply, err error)
 	}
 	if err != nil {
 		f := &failure{reason: reasonInvalidReply, answered: resp.StatusCode, ofOneDocument: true, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
-		if _, ok := errors.AsType[*overGrant](err); ok {
+		if _, ok := errors.AsType[*overGrantError](err); ok {
 			f.reason, f.misconfigured = reasonOverGranted, true
 		}
 		return minted, f

@@ -131,7 +131,7 @@ func (f *failure) apiTrouble() bool {
 // mayBeExp reports whether the API may have refused the request for its exp, or
 // ended the token before it came: one of the clocks is wrong then.
 func (f *failure) mayBeExp() bool {
-	_, ended := errors.AsType[*expiredToken](f.err)
+	_, ended := errors.AsType[*expiredTokenError](f.err)
 	return ended || f.answered == http.StatusBadRequest || f.answered == http.StatusUnprocessableEntity
 }
 

@@ -70,13 +70,13 @@ func normalPermissions(names []string) []string {
 	return normal
 }
 
-// overGrant is the error for a token that permits more than was asked for.
-type overGrant struct{ text string }
+// overGrantError is the error for a token that permits more than was asked for.
+type overGrantError struct{ text string }
 
 // Error implements error.
-func (e *overGrant) Error() string { return e.text }
+func (e *overGrantError) Error() string { return e.text }
 
-// check returns an *overGrant if the token permits what was not asked for.
+// check returns an *overGrantError if the token permits what was not asked for.
 func (g grant) check(asked []string) error {
 	asked = normalPermissions(asked)
 	var extra []string
@@ -89,7 +89,7 @@ func (g grant) check(asked []string) error {
 		return nil
 	}
 	more := strings.Join(extra, " and ")
-	return &overGrant{fmt.Sprintf("the token also permits %s, which was not asked for, so it is not used; if %s is wanted, ask for it in permissions; "+
+	return &overGrantError{fmt.Sprintf("the token also permits %s, which was not asked for, so it is not used; if %s is wanted, ask for it in permissions; "+
 		"if not, the API does not follow what it is asked for: see what caddy viewer-session mint says, and report it to the API's vendor", more, more)}
 }
 
@@ -100,7 +100,7 @@ func (g grant) checkFallback(asked []string) error {
 	if len(g.permissions) > 0 || asksAll(asked) {
 		return nil
 	}
-	return &overGrant{"the token does not state its permissions, and the API refuses a request that names them as permissions, so the token may permit everything and is not used; " +
+	return &overGrantError{"the token does not state its permissions, and the API refuses a request that names them as permissions, so the token may permit everything and is not used; " +
 		"see what caddy viewer-session mint says; if read, write and download are all wanted, ask for them in permissions"}
 }
 

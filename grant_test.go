@@ -105,7 +105,7 @@ func TestWhatATokenPermits(t *testing.T) {
 		asked := splitPermissions([]string{test.asked})
 		facts, err := readToken(jwtWithPayload(test.claims), &ask{documentID: "doc", permissions: asked}, 1_800_003_600, testNow)
 		if test.extra != "" {
-			_, over := errors.AsType[*overGrant](err)
+			_, over := errors.AsType[*overGrantError](err)
 			if err == nil || !strings.Contains(err.Error(), test.extra) || over != (test.extra != notList) {
 				t.Errorf("%s for %s: got %v, want %s", test.claims, test.asked, err, test.extra)
 			}

@@ -196,17 +196,17 @@ func (f *tokenFacts) readExp(raw json.RawMessage, askedExp int64, now time.Time)
 	}
 	exp := int64(math.Floor(min(seconds, float64(askedExp))))
 	if exp <= now.Unix() {
-		return &expiredToken{by: float64(now.Unix()) - seconds}
+		return &expiredTokenError{by: float64(now.Unix()) - seconds}
 	}
 	f.exp, f.hasExp = exp, true
 	return nil
 }
 
-// expiredToken is the error for a token that has ended before it came.
-type expiredToken struct{ by float64 }
+// expiredTokenError is the error for a token that has ended before it came.
+type expiredTokenError struct{ by float64 }
 
 // Error implements error.
-func (e *expiredToken) Error() string {
+func (e *expiredTokenError) Error() string {
 	return fmt.Sprintf("the token has expired already, %.0f s ago; check this machine's clock", e.by)
 }
 

@@ -22,7 +22,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/h2c"
+	"golang.org/x/net/http2/h2c" //nolint:staticcheck // deprecated, and still what servers run
 )
 
 // appServers are real servers, with an app that tells what it sees of the

@@ -19,7 +19,7 @@ var parsers = map[string]func(line string) []string{
 	},
 	"Node, Latin-1 white space": func(line string) []string {
 		return pairNames(strings.Split(line, ";"), func(name string) string {
-			return strings.Trim(name, " \t\v\f\r\n\u00a0\ufeff")
+			return strings.Trim(toRunes(name), " \t\v\f\r\n\u00a0\ufeff")
 		})
 	},
 	"UTF-8 white space": func(line string) []string {
@@ -27,7 +27,7 @@ var parsers = map[string]func(line string) []string{
 	},
 	"Latin-1 white space": func(line string) []string {
 		return pairNames(strings.Split(line, ";"), func(name string) string {
-			return strings.Trim(name, " \t\v\f\r\n\x1c\x1d\x1e\x1f\x85\xa0")
+			return strings.Trim(toRunes(name), " \t\v\f\r\n\x1c\x1d\x1e\x1f\u0085\u00a0")
 		})
 	},
 	"PHP": func(line string) []string {
