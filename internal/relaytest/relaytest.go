@@ -3,7 +3,6 @@
 package relaytest
 
 import (
-	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -77,8 +76,8 @@ func (r *Relay) serve(client net.Conn) {
 				}
 			}
 			if err != nil {
-				if err == io.EOF && c.dead.Load() {
-					return // nor that the other end has gone
+				if from == server && c.dead.Load() {
+					return // the client does not hear of that, either
 				}
 				client.Close()
 				server.Close()
