@@ -693,6 +693,20 @@ func TestBrowserErrorsAreReadable(t *testing.T) {
 	p.wantError(`await fetchSession(sessionUrl)`, "ViewerSessionError/network: /documents/doc/session cannot be reached")
 }
 
+// However long somebody asks the page to wait, it is not for the rest of the day.
+func TestBrowserWaitsFiveMinutesAtMost(t *testing.T) {
+	p, app := newPage(t, 0)
+	for asked, want := range map[string]string{"7": "7000", "86400": "300000", "1e300": "300000"} {
+		app.answer(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", asked)
+			w.WriteHeader(http.StatusServiceUnavailable)
+		})
+		if got := p.must(`return await fetchSession(sessionUrl).then(() => "", (error) => String(error.retryAfter))`); got != want {
+			t.Errorf("Retry-After: %s: waits for %s ms, want %s", asked, got, want)
+		}
+	}
+}
+
 // Another site's page gets nothing, whatever it tries.
 func TestBrowserOfAnotherSite(t *testing.T) {
 	p, app := newPage(t, 0)
