@@ -19,10 +19,14 @@ const (
 )
 
 // apiClock tells the time of the API's machine, as far as its answers say it.
-// It goes on with the monotonic clock, so that it knows nothing of steps of
-// this machine's wall clock.
-type apiClock struct {
-	zero atomic.Int64 // the API's time in Unix nanoseconds when the monotonic clock was 0; 0 if not known
+// From the latest answer it goes on by the clock of this machine that has gone
+// further: neither a suspend nor a clock that is set back makes it too early.
+type apiClock struct{ latest atomic.Pointer[reading] }
+
+// reading is what the API's clock said at a moment of this machine's.
+type reading struct {
+	at  clock.Time
+	api time.Time
 }
 
 // exchange is when a request was sent, when its answer came, and the Date in it.
@@ -47,7 +51,9 @@ func (x exchange) offset() (offset time.Duration, ok bool) {
 	if !ok {
 		return 0, false
 	}
-	ahead := x.sent.Wall().Sub(latest)
+	// Where this machine's clock is set in between, the answer's time counts.
+	sent := x.answered.Wall().Add(x.sent.Mono() - x.answered.Mono())
+	ahead := sent.Sub(latest)
 	behind := x.answered.Wall().Sub(latest.Add(-datePrecision))
 	return max(ahead, 0) + min(behind, 0), true
 }
@@ -55,18 +61,18 @@ func (x exchange) offset() (offset time.Duration, ok bool) {
 // observe learns from an answer.
 func (c *apiClock) observe(x exchange) {
 	if offset, ok := x.offset(); ok {
-		c.zero.Store(x.answered.Wall().Add(-offset).UnixNano() - int64(x.answered.Mono()))
+		c.latest.Store(&reading{x.answered, x.answered.Wall().Add(-offset)})
 	}
 }
 
 // now returns the API's time, and how far this machine's clock is ahead of it.
 // As long as the clocks may agree, or nothing is known, that is this machine's.
 func (c *apiClock) now(now clock.Time) (api time.Time, offset time.Duration) {
-	zero := c.zero.Load()
-	if zero == 0 {
+	latest := c.latest.Load()
+	if latest == nil {
 		return now.Wall(), 0
 	}
-	api = time.Unix(0, zero+int64(now.Mono()))
+	api = latest.api.Add(now.Since(latest.at))
 	if offset = now.Wall().Sub(api); offset.Abs() <= maxClockOffset {
 		return now.Wall(), 0
 	}

@@ -361,3 +361,57 @@ func TestAPIClockIsOnlyBelievedWhereItIsTold(t *testing.T) {
 		}
 	}
 }
+
+// A store that does not say how long it keeps an entry leaves it to the clocks: a
+// token that has ended during a suspend has ended.
+func TestStoredTokenAfterASuspend(t *testing.T) {
+	for _, ahead := range clockOffsets {
+		for _, step := range []time.Duration{0, 2 * time.Hour, -2 * time.Hour} {
+			c := new(clocks)
+			c.step(ahead)
+			withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+				p := fleet[0]
+				p.api.set(clockedAPI(p))
+				p.wantAlive("other", 0) // it knows the API's time
+				key := p.account.Load().cacheKey(string(testAsk("doc").appendKey(nil)))
+				exp := time.Now().Add(time.Hour).Unix()
+				entry, err := json.Marshal(storedToken{JWT: signed(1, exp), Minted: time.Now().UnixNano(), AskedExp: exp})
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.step(step)
+				c.suspend(8 * time.Hour)
+				if tok, err := p.readStoredToken(Acquired{Entry: entry}, string(key), testAsk("doc"), p.now()); err == nil && tok.freshness(p.now(), 0) != expired {
+					t.Errorf("%s ahead, then set by %s: a token that ended %s ago", ahead, step, time.Since(time.Unix(exp, 0)))
+				}
+			}, c.now)
+		}
+	}
+}
+
+// A clock that is set while the API answers teaches nothing wrong.
+func TestClockThatIsSetDuringAnExchange(t *testing.T) {
+	wall := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	for _, before := range []time.Duration{time.Hour, -time.Hour} { // it was off by so much, and is right now
+		x := exchange{sent: clock.Of(wall.Add(before), time.Hour), answered: clock.Of(wall.Add(time.Second), time.Hour+time.Second), date: wall.Format(http.TimeFormat)}
+		if offset, ok := x.offset(); !ok || offset.Abs() > 2*time.Second {
+			t.Errorf("off by %s, and set: %s", before, offset)
+		}
+	}
+}
+
+// A token that ends early is used if no better one can be minted.
+func TestEarlyTokenIsKeptIfTheRepeatFails(t *testing.T) {
+	withClocks(t, -50*time.Minute, func(t *testing.T, p *poolTest, c *clocks) {
+		answer := clockedAPI(p)
+		p.api.set(func(r apiRequest) (*http.Response, error) {
+			if p.api.count() > 1 {
+				return failing(503)(r)
+			}
+			return answer(r)
+		})
+		if tok, _ := p.wantAlive("doc", 9*time.Minute); tok == nil || p.api.count() != 2 {
+			t.Errorf("%d requests", p.api.count())
+		}
+	})
+}

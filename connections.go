@@ -41,7 +41,7 @@ func newConnections(transport http.RoundTripper, timeout time.Duration) *connect
 		// passes over it while it carries one: pings find out, in less than the
 		// half of timeout that a mint has at least, so that there is time left for
 		// another connection.
-		t.Transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: timeout / 8, PingTimeout: timeout / 4}
+		t.Transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: max(timeout/8, min(time.Second, timeout/5)), PingTimeout: timeout / 5}
 	}
 	return c
 }
@@ -59,6 +59,7 @@ func (c *connections) RoundTrip(req *http.Request) (*http.Response, error) {
 	if bodyErr != nil {
 		return nil, err
 	}
+	c.drop(true) // whatever is idle may be as dead
 	req = req.Clone(req.Context())
 	req.Body = body
 	resp, _, err = c.send(req)
@@ -90,15 +91,16 @@ func (c *connections) failed(req *http.Request, sent time.Duration, err error) (
 	netErr, _ := errors.AsType[net.Error](err)
 	timedOut = req.Context().Err() != nil || netErr != nil && netErr.Timeout()
 	if !timedOut || c.answered.Load() < int64(sent) {
-		c.drop()
+		c.drop(false)
 	}
 	return timedOut
 }
 
-func (c *connections) drop() {
+// drop closes idle connections, once a second at most unless it is urgent.
+func (c *connections) drop(urgent bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now := clock.Now().Mono(); c.dropped == 0 || now-c.dropped >= dropInterval {
+	if now := clock.Now().Mono(); urgent || c.dropped == 0 || now-c.dropped >= dropInterval {
 		c.dropped = now
 		c.closeIdle()
 	}

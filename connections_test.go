@@ -262,3 +262,18 @@ func TestIdleConnectionsAreDroppedOnceASecond(t *testing.T) {
 		t.Errorf("dropped %d times", dropped)
 	}
 }
+
+// What is sent once more goes out on a fresh connection, whatever has become idle
+// since connections were dropped last.
+func TestSentOnceMoreOnAFreshConnection(t *testing.T) {
+	r := newRelayed(t, false, slowly)
+	for round := range 4 { // all within a second
+		if failed := r.mintAtOnce(t, fmt.Sprint(round, "-"), 5); failed > 0 {
+			t.Errorf("round %d: %d mints failed", round, failed)
+		}
+		r.Reset()
+		if f := r.mintOne(fmt.Sprint("alone-", round)); f != nil {
+			t.Errorf("round %d: %v", round, f)
+		}
+	}
+}

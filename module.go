@@ -51,6 +51,8 @@ const (
 	minCacheSize           = 1 << 20
 	maxCacheSize           = 64 << 30
 
+	minMintRate, maxMintRate = 0.001, 1e6
+
 	// idleConnsPerHost keeps a burst of mints from dialing anew each time.
 	idleConnsPerHost = 256
 
@@ -807,8 +809,8 @@ func (m *MintRate) limits() (perSecond float64, burst int, err error) {
 		}
 		return math.Inf(1), 0, nil
 	}
-	if !(m.Rate > 0) || m.Rate > 1e6 {
-		return 0, 0, fmt.Errorf("mint_rate %v: write how many tokens may be minted per second, up to 1000000, or off", m.Rate)
+	if !(m.Rate >= minMintRate) || m.Rate > maxMintRate {
+		return 0, 0, fmt.Errorf("mint_rate %v: write how many tokens may be minted per second, from 0.001 to 1000000, or off", m.Rate)
 	}
 	if m.Burst < 0 {
 		return 0, 0, fmt.Errorf("mint_rate: a burst of %d: write 1 or more", m.Burst)

@@ -505,7 +505,7 @@ func (p *pool) mintAdmitted(name string, a *ask, e errand, began era, left time.
 	}()
 	ctx, cancel := context.WithTimeout(mintContext(), left)
 	defer cancel()
-	start := p.now()
+	start := p.queue.now()
 	if t, ownOnly, f = p.mint(ctx, name, a, e); f != nil {
 		if f.reason == reasonTimeout && left < p.settings.timeout {
 			// It had less time than it is entitled to, since it had to
@@ -517,7 +517,7 @@ func (p *pool) mintAdmitted(name string, a *ask, e errand, began era, left time.
 		}
 		return nil, false, f
 	}
-	p.queue.observe(p.now().Since(start), true)
+	p.queue.observe(p.queue.now()-start, true)
 	t.era = began
 	if e.rejected != nil || e.rejectedText != "" {
 		t.replaceAfter.Store(int64(p.elapsed(p.now()) + replacementRest))
@@ -578,6 +578,8 @@ func mintContext() context.Context {
 func (p *pool) mint(ctx context.Context, name string, a *ask, e errand) (t *token, ownOnly bool, f *failure) {
 	form := p.bodyForm(a)
 	repeated, fellBack, clockCorrected := false, false, false
+	var early *mintReply // a token that ends early, and the key that it was minted with
+	var earlyKey *credential
 	for {
 		tenant := p.active.Load()
 		credential := tenant.credential.Load()
@@ -588,8 +590,11 @@ func (p *pool) mint(ctx context.Context, name string, a *ask, e errand) (t *toke
 		if err == nil && !clockCorrected && minted.life < min(a.minRemaining, minted.asked-maxClockOffset) && p.clockMoved(offset) {
 			// The token ends early for a clock that was wrong, and is known now.
 			p.queue.charge()
-			clockCorrected = true
+			clockCorrected, early, earlyKey = true, &minted, credential
 			continue
+		}
+		if err != nil && early != nil {
+			minted, credential, err = *early, earlyKey, nil // better than none
 		}
 		if err == nil {
 			if fellBack {

@@ -34,9 +34,10 @@ type queue struct {
 	counted time.Duration // when tokens was right
 	lines   map[string]*list.Element
 	turns   *list.List // of *line, in the order of their turns; none is empty
-	entries int        // in all lines
+	places  int        // that are not decided
+	entries int        // in all lines; a place has one for each client
 	timer   *time.Timer
-	slowest time.Duration // how long mints have been seen to take
+	usual   time.Duration // how long mints take
 }
 
 // line is where one client's places stand, the oldest first.
@@ -117,15 +118,13 @@ func (q *queue) enter(client string, deadline time.Duration) *place {
 	return p
 }
 
-// join gives another client that waits for the same mint a place in its line as
-// well, if there is room.
+// join gives another client that waits for the same mint an entry in its line as
+// well. Where there is no room for it, the client waits for the others' turns.
 func (q *queue) join(p *place, client string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !p.done && p.entries[client] == nil {
-		q.refill()
-		q.stand(p, client)
-		q.dispatch()
+	if !p.done && p.entries[client] == nil && q.entries < maxPlaces {
+		q.line(p, client)
 	}
 }
 
@@ -134,11 +133,12 @@ func (q *queue) join(p *place, client string) {
 func (q *queue) leave(p *place, client string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if e := p.entries[client]; e != nil {
+	switch e := p.entries[client]; {
+	case e == nil:
+	case len(p.entries) == 1:
+		q.refuse(p)
+	default:
 		q.remove(p, client, e)
-		if len(p.entries) == 0 {
-			q.refuse(p)
-		}
 	}
 }
 
@@ -153,54 +153,57 @@ func (q *queue) expire(p *place) {
 func (q *queue) limit(deadline time.Duration) time.Duration {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return deadline - q.reserve() - q.now()
+	return deadline - q.timeout/2 - q.now()
 }
 
 // observe learns how long mints take, from one that took this long, or that had
 // no more time than this.
 func (q *queue) observe(took time.Duration, enough bool) {
+	if !enough {
+		took += took / 2
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	switch {
-	case !enough:
-		q.slowest = max(q.slowest, took+took/2)
-	case took > q.slowest:
-		q.slowest = took
-	default:
-		q.slowest -= (q.slowest - took) / 8
-	}
+	q.usual += (min(took, q.timeout) - q.usual) / 8
 }
 
-// reserve is what must be left of timeout when a turn comes: half of it, or more
-// if mints need more.
+// reserve is what should be left of timeout when a turn comes: half of it, or more
+// if mints usually need more.
 func (q *queue) reserve() time.Duration {
-	return min(q.timeout, max(q.timeout/2, q.slowest+q.slowest/4))
+	return min(q.timeout, max(q.timeout/2, q.usual+q.usual/4))
 }
 
-// stand adds an entry for the client, if there is room. The lock is held.
+// stand gives a new place an entry in the client's line, if there is room. The
+// lock is held.
 func (q *queue) stand(p *place, client string) {
-	turn := q.lines[client]
-	own := 0
-	if turn != nil {
+	own, lines := 0, q.turns.Len()
+	if turn := q.lines[client]; turn != nil {
 		own = turn.Value.(*line).places.Len()
-	}
-	lines := q.turns.Len()
-	if turn == nil {
+	} else {
 		lines++
 	}
-	// Before this entry, each line has as many turns as this client has entries, at most.
-	ahead := min(q.entries, (own+1)*lines-1)
+	// Before this one, each line has as many turns as this client has places, at most.
+	ahead := min(q.places, (own+1)*lines-1)
 	wait := time.Duration(math.Ceil(max(0, float64(ahead+1)-q.tokens) / q.rate * float64(time.Second)))
 	spare := p.deadline - q.now() - q.reserve() - timerSlack
 	if wait > spare {
-		q.refuseEntry(p, wait-spare)
+		p.wait = wait - spare
+		q.decide(p, false)
 		return
 	}
-	if q.entries >= q.capacity() && !q.makeRoom(own) {
-		q.refuseEntry(p, time.Duration(float64(time.Second)/q.rate))
+	if q.places >= q.capacity() && !q.makeRoom(own) {
+		p.wait = q.turn()
+		q.decide(p, false)
 		return
 	}
-	if turn = q.lines[client]; turn == nil { // making room may have ended it
+	q.places++
+	q.line(p, client)
+}
+
+// line adds an entry for the place to the client's line. The lock is held.
+func (q *queue) line(p *place, client string) {
+	turn := q.lines[client]
+	if turn == nil {
 		turn = q.turns.PushBack(&line{client: client})
 		q.lines[client] = turn
 	}
@@ -208,21 +211,17 @@ func (q *queue) stand(p *place, client string) {
 	q.entries++
 }
 
-// refuseEntry refuses a place that has no entry. The lock is held.
-func (q *queue) refuseEntry(p *place, wait time.Duration) {
-	if len(p.entries) == 0 {
-		p.wait = wait
-		q.decide(p, false)
-	}
-}
+// turn is how long it takes from one turn to the next.
+func (q *queue) turn() time.Duration { return time.Duration(float64(time.Second) / q.rate) }
 
-// capacity is how many entries can have their turn in time.
+// capacity is how many places can have their turn in time.
 func (q *queue) capacity() int {
 	return int(max(1, min(maxPlaces, q.rate*(q.timeout-q.reserve()-timerSlack).Seconds()+rounding)))
 }
 
-// makeRoom takes the newest entry of the longest line, if that is longer than
-// own. The lock is held.
+// makeRoom refuses the newest place of the longest line, if that is longer than
+// own. A place that other clients wait for as well does not give way. The lock is
+// held.
 func (q *queue) makeRoom(own int) bool {
 	var longest *line
 	for e := q.turns.Front(); e != nil; e = e.Next() {
@@ -233,11 +232,13 @@ func (q *queue) makeRoom(own int) bool {
 	if longest == nil {
 		return false
 	}
-	newest := longest.places.Back()
-	p := newest.Value.(*place)
-	q.remove(p, longest.client, newest)
-	q.refuseEntry(p, time.Duration(float64(q.entries)/q.rate*float64(time.Second)))
-	return true
+	for e := longest.places.Back(); e != nil; e = e.Prev() {
+		if p := e.Value.(*place); len(p.entries) == 1 {
+			q.refuse(p)
+			return true
+		}
+	}
+	return false
 }
 
 // remove takes an entry out of its line. The lock is held.
@@ -253,17 +254,20 @@ func (q *queue) remove(p *place, client string, e *list.Element) {
 	}
 }
 
-// refuse takes the place out of all lines. The lock is held.
+// refuse decides against the place. The lock is held.
 func (q *queue) refuse(p *place) {
-	if p.done {
-		return
+	if !p.done {
+		p.wait = time.Duration(float64(q.places) / q.rate * float64(time.Second))
+		q.decide(p, false)
 	}
-	p.wait = time.Duration(float64(q.entries) / q.rate * float64(time.Second))
-	q.decide(p, false)
 }
 
-// decide takes the place out of all lines and tells those who wait. The lock is held.
+// decide takes the place out of all lines and tells those who wait. It is done
+// once. The lock is held.
 func (q *queue) decide(p *place, granted bool) {
+	if len(p.entries) > 0 {
+		q.places--
+	}
 	for client, e := range p.entries {
 		q.remove(p, client, e)
 	}
@@ -298,7 +302,7 @@ func (q *queue) dispatch() {
 		l := turn.Value.(*line)
 		p := l.places.Front().Value.(*place)
 		q.turns.MoveToBack(turn)
-		if p.deadline-q.now() < q.reserve() {
+		if p.deadline-q.now() < q.timeout/2 {
 			q.refuse(p)
 			continue
 		}

@@ -3,6 +3,7 @@ package viewersession
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -92,7 +93,7 @@ func TestMintsGoOnUnderOverload(t *testing.T) {
 					for p.queue.take() { // the burst is not what is measured
 					}
 					// The API is found out to be slow by mints that fail for it.
-					if test.api > test.timeout/2 {
+					for range 50 {
 						p.queue.observe(test.api, true)
 					}
 					during := min(20*time.Second, time.Duration(20_000/(test.rate*times)*float64(time.Second))+5*time.Second)
@@ -360,29 +361,173 @@ func TestShortLinesDoNotGiveWay(t *testing.T) {
 	})
 }
 
-// What mints are seen to need is left to them, all of timeout at most.
+// What mints usually need is left to them, all of timeout at most. One that is
+// slow changes little.
 func TestQueueLearnsHowLongMintsTake(t *testing.T) {
 	q := newQueue(10, 1, time.Second, func() time.Duration { return time.Hour })
-	for _, step := range []struct {
-		took   time.Duration
-		enough bool
-		want   time.Duration
-	}{
-		{100 * time.Millisecond, true, 500 * time.Millisecond},
-		{480 * time.Millisecond, true, 600 * time.Millisecond},
-		{500 * time.Millisecond, false, 937500 * time.Microsecond}, // that was not enough
-		{time.Second, false, time.Second},
-	} {
-		q.observe(step.took, step.enough)
-		if got := q.reserve(); got != step.want {
-			t.Errorf("after %s: %s are left for mints, want %s", step.took, got, step.want)
+	observe := func(times int, took time.Duration, enough bool) {
+		for range times {
+			q.observe(took, enough)
 		}
 	}
-	for range 100 {
-		q.observe(100*time.Millisecond, true)
+	want := func(least, most time.Duration) {
+		t.Helper()
+		if got := q.reserve(); got < least || got > most {
+			t.Errorf("%s are left for mints, want %s to %s", got, least, most)
+		}
 	}
-	if got := q.reserve(); got != 500*time.Millisecond {
-		t.Errorf("when they are fast again: %s", got)
+	observe(100, 100*time.Millisecond, true)
+	want(500*time.Millisecond, 500*time.Millisecond)
+	observe(1, 950*time.Millisecond, true)
+	observe(1, time.Hour, true)
+	want(500*time.Millisecond, 500*time.Millisecond)
+	observe(100, 480*time.Millisecond, true)
+	want(590*time.Millisecond, 600*time.Millisecond)
+	observe(100, 500*time.Millisecond, false) // that was not enough
+	want(920*time.Millisecond, 940*time.Millisecond)
+	observe(100, time.Second, true)
+	want(time.Second, time.Second)
+	observe(100, 100*time.Millisecond, true)
+	want(500*time.Millisecond, 500*time.Millisecond)
+}
+
+// What has a place keeps it when a mint turns out to be slow.
+func TestSlowMintDoesNotEmptyTheQueue(t *testing.T) {
+	withPool(t, func(s *poolSettings) { s.rate, s.burst, s.timeout = 10, 1, 5*time.Second }, func(t *testing.T, p *poolTest) {
+		p.want("first", resultMinted)
+		var wg sync.WaitGroup
+		for i := range 10 {
+			wg.Go(func() { p.asked(fmt.Sprint("doc", i), resultMinted) })
+		}
+		synctest.Wait()
+		for range 100 {
+			p.queue.observe(4*time.Second, true)
+		}
+		wg.Wait()
+	})
+}
+
+// Many who wait for one document take one turn, and no more room than that.
+func TestPopularDocumentTakesOnePlace(t *testing.T) {
+	withPool(t, func(s *poolSettings) { s.rate, s.burst, s.timeout = 10, 1, 5*time.Second }, func(t *testing.T, p *poolTest) {
+		p.want("first", resultMinted)
+		var wg sync.WaitGroup
+		for i := range 500 {
+			wg.Go(func() {
+				if _, _, f := p.get(from(t.Context(), fmt.Sprintf("192.0.%d.%d", i/250, i%250)), testAsk("popular")); f != nil {
+					t.Error(f)
+				}
+			})
+		}
+		synctest.Wait()
+		start := time.Now()
+		if _, _, f := p.get(from(t.Context(), "198.51.100.1"), testAsk("another")); f != nil || time.Since(start) > 200*time.Millisecond {
+			t.Errorf("after %s: %v", time.Since(start), f)
+		}
+		wg.Wait()
+		p.wantMints(3)
+	})
+}
+
+// Whoever joins a mint that has a place takes it from nobody, and least of all
+// from itself.
+func TestJoiningAFullQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := func() time.Duration { return clock.Now().Mono() }
+		const timeout = 2*time.Second + 2*timerSlack // ten places
+		q := newQueue(10, 1, timeout, now)
+		q.take()
+		var places []*place
+		for range 10 {
+			places = append(places, q.enter("a", now()+timeout))
+		}
+		for _, p := range places {
+			q.join(p, "b")
+			q.join(p, "c")
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		for i, p := range places {
+			if <-p.decided; !p.granted {
+				t.Errorf("place %d has given way", i)
+			}
+		}
+		if entries, lines, timer := q.size(); entries != 0 || lines != 0 || timer || q.places != 0 {
+			t.Error("the queue is not empty")
+		}
+	})
+}
+
+// Whatever comes in whatever order: every place is decided once, and in the end
+// nothing is left.
+func TestQueueAtRandom(t *testing.T) {
+	for seed := range uint64(300) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, uint64(time.Now().UnixNano()))) //nolint:gosec // any will do
+			now := func() time.Duration { return clock.Now().Mono() }
+			timeout := time.Duration(100+random.IntN(2000)) * time.Millisecond
+			q := newQueue(1+float64(random.IntN(50)), 1+random.IntN(5), timeout, now)
+			client := func() string { return string(rune('a' + random.IntN(4))) }
+			var places []*place
+			waiting := make(map[*place]map[string]bool)
+			for range 300 {
+				var p *place
+				if len(places) > 0 {
+					p = places[random.IntN(len(places))]
+				}
+				switch what := random.IntN(10); {
+				case what < 4 || p == nil:
+					c := client()
+					p = q.enter(c, now()+timeout)
+					places = append(places, p)
+					waiting[p] = map[string]bool{c: true}
+				case what < 6:
+					c := client()
+					q.join(p, c)
+					waiting[p][c] = true
+				case what < 7:
+					for c := range waiting[p] {
+						q.leave(p, c)
+						break
+					}
+				case what < 8:
+					q.expire(p)
+				case what < 9 && q.take():
+					if random.IntN(2) == 0 {
+						q.giveBack()
+					}
+				default:
+					q.observe(time.Duration(random.IntN(int(timeout))), random.IntN(5) > 0)
+					time.Sleep(time.Duration(random.IntN(200)) * time.Millisecond)
+				}
+				q.mu.Lock()
+				entries, standing := 0, make(map[*place]bool)
+				for e := q.turns.Front(); e != nil; e = e.Next() {
+					l := e.Value.(*line)
+					entries += l.places.Len()
+					if l.places.Len() == 0 || q.lines[l.client] != e {
+						t.Fatalf("seed %d: the line of %s is lost", seed, l.client)
+					}
+					for e := l.places.Front(); e != nil; e = e.Next() {
+						if standing[e.Value.(*place)] = true; e.Value.(*place).done {
+							t.Fatalf("seed %d: a place that is decided stands in a line", seed)
+						}
+					}
+				}
+				if entries != q.entries || len(standing) != q.places || len(q.lines) != q.turns.Len() || q.places > max(1, q.capacity())+1 && q.usual == 0 {
+					t.Fatalf("seed %d: %d entries, counted %d; %d places, counted %d", seed, entries, q.entries, len(standing), q.places)
+				}
+				q.mu.Unlock()
+			}
+			time.Sleep(2 * timeout)
+			for _, p := range places {
+				q.expire(p)
+				<-p.decided
+			}
+			if entries, lines, timer := q.size(); entries != 0 || lines != 0 || timer || q.places != 0 {
+				t.Errorf("seed %d: %d entries and %d lines are left", seed, entries, lines)
+			}
+		})
 	}
 }
 
