@@ -77,11 +77,12 @@ func rebuildCookies(line, name string) string {
 	return kept.String()
 }
 
-// bracketsCookie reports whether a value has a bracket with the cookie behind it.
-// Of the characters that a value may have, these alone end it for some server.
+// bracketsCookie reports whether a value has a bracket or a quote with the cookie
+// behind it. Of the characters that a value may have, these alone end it for some
+// server, a quote if another one is open.
 func bracketsCookie(value, name string) bool {
 	for i := range len(value) {
-		if (value[i] == '[' || value[i] == ']') && beginsCookie(value[i+1:], name, false, false) {
+		if (value[i] == '[' || value[i] == ']' || value[i] == '"') && beginsCookie(value[i+1:], name, false) {
 			return true
 		}
 	}
@@ -154,7 +155,7 @@ func mayHoldCookie(line, name string) bool {
 		if c == '%' {
 			c, after = unescape(rest)
 		}
-		if nameStart && cookieBytes[c].folded == first && beginsCookie(rest, name, pairStart, true) {
+		if nameStart && cookieBytes[c].folded == first && beginsCookie(rest, name, pairStart) {
 			return true
 		}
 		if rest[0] == ';' {
@@ -162,17 +163,24 @@ func mayHoldCookie(line, name string) bool {
 		} else {
 			pairStart = pairStart && cookieBytes[c].skipped
 		}
-		nameStart = !cookieBytes[c].token || c == '+' && nameStart
+		nameStart = !cookieBytes[c].token || c == '+' && nameStart || c == 'T' && endsDate(line[:len(line)-len(after)])
 		rest = after
 	}
 	return false
 }
 
+// endsDate reports whether text ends as a date does. WebOb takes one for a whole
+// value, whatever comes next.
+func endsDate(text string) bool {
+	date, ok := strings.CutSuffix(text, "GMT")
+	return ok && date != "" && cookieBytes[date[len(date)-1]].skipped
+}
+
 // beginsCookie reports whether text begins with the name, and an equals sign
 // makes a cookie of it. At the start of a pair, the end of the pair does as
-// well, and so do the brackets of PHP's arrays and a NUL. escaped is whether an
-// equals sign may be an escaped one.
-func beginsCookie(text, name string, pairStart, escaped bool) bool {
+// well, and so do the brackets of PHP's arrays, a NUL, and an equals sign that is
+// escaped: servers that decode names have split the pairs before.
+func beginsCookie(text, name string, pairStart bool) bool {
 	for i := range len(name) {
 		c, rest := unescape(text)
 		for i > 0 && c == '\\' {
@@ -186,9 +194,7 @@ func beginsCookie(text, name string, pairStart, escaped bool) bool {
 	for text != "" {
 		c, rest := unescape(text)
 		switch {
-		case c == '=' && (escaped || text[0] == '='):
-			return true
-		case pairStart && (c == '[' || c == 0 || text[0] == ';'):
+		case text[0] == '=', pairStart && (c == '=' || c == '[' || c == 0 || text[0] == ';'):
 			return true
 		case !cookieBytes[c].skipped:
 			return false

@@ -20,7 +20,7 @@ func TestCookieParserModels(t *testing.T) {
 		"vs=EVIL": "Latin-1 white space", "a=1; vs=EVIL": "Latin-1 white space", `a="1"vs=EVIL`: "Mojolicious", `\vs=EVIL`: "WebOb", "[vs=EVIL": "WebOb",
 		`x]vs=EVIL`: "WebOb", `a=x"vs=EVIL`: "WebOb", "%u0076s=EVIL": "Perl's CGI", "%76s=EVIL": "Perl's CGI", "a=1,vs=EVIL": "Mojolicious",
 		"a=1 vs=EVIL": "Python's SimpleCookie", "\x85vs=EVIL": "Latin-1 white space", "\xe2\x80\x83vs=EVIL": "Perl's CGI",
-		"vs[x]=EVIL": "PHP", "%76s[]=EVIL": "older PHP", "VS=EVIL": "Latin-1 white space", "a=x[vs=EVIL": "WebOb",
+		"vs[x]=EVIL": "PHP", "%76s[]=EVIL": "older PHP", "VS=EVIL": "Latin-1 white space", "a=x[vs=EVIL": "WebOb", "a=Mon, 27-Nov-2026 10:00:00 GMTvs=EVIL": "WebOb", `a="1; b="vs=EVIL"`: "Mojolicious",
 		"a=vs": "", "teams=red vs blue; x=1": "", "list=a,vs,b": "", "utf=caf\xc3\xa9vs": "", "envs=1": "", "a=vs=1": "", "a=/x?vs=1": "",
 	} {
 		if got := cookietest.Finds("vs", []string{line}); got != want {
@@ -41,7 +41,7 @@ func TestNoParserFindsOurCookie(t *testing.T) {
 		pieces := []string{
 			name, name, name, name + "=EVIL", name + "=EVIL", strings.ToUpper(name), encoded, strings.Replace(name, "_", ".", 1), strings.Replace(name, "_", " ", 1), name + "[x]", name + "[",
 			"=", "=", "=", "EVIL", ";", ";", "; ", ", ", ",", " ", "\t", `"`, `"`, `\`, `'`, "[", "]", "{", "}", "(", ")", "<", ">", "@", ":", "/", "?", "|", "&", "+", "%20", "%3D", "%3B", "%00", "%25", "%2576", "%",
-			"a", "a=1", "keep=1", `q="x y"`, "\x80", "\x85", "\xa0", "\xff", "\xc2\xa0", "\xe2\x80\x83", "\xef\xbb\xbf", "$Version=1", "$Path", "-", "_", ".", "x",
+			"a", "a=1", "keep=1", "a=Mon, 27-Nov-2026 10:00:00 GMT", `b="` + name + `=EVIL"`, `a="1`, `a=\`, `q="x y"`, "\x80", "\x85", "\xa0", "\xff", "\xc2\xa0", "\xe2\x80\x83", "\xef\xbb\xbf", "$Version=1", "$Path", "-", "_", ".", "x",
 		}
 		text := func() string {
 			var b strings.Builder
@@ -53,7 +53,7 @@ func TestNoParserFindsOurCookie(t *testing.T) {
 		found := make(map[string]int)
 		for range 8_000 {
 			lines := []string{text()}
-			if random.IntN(3) == 0 {
+			if random.IntN(2) == 0 {
 				lines = append(lines, text())
 			}
 			before := cookietest.Finds(name, lines)

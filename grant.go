@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // permissionMembers are the names under which permissions are asked for, and
@@ -37,11 +38,11 @@ func readGrant(objects []map[string]json.RawMessage) (grant, error) {
 			if json.Unmarshal(raw, &names) != nil || slices.Contains(names, nil) {
 				return grant{}, fmt.Errorf("the token's %s is not a list of names", name)
 			}
-			for _, permission := range names {
-				if normal := normalPermission(*permission); normal != "" {
-					g.permissions = append(g.permissions, normal)
+			for _, stated := range names {
+				for _, permission := range strings.FieldsFunc(*stated, separatesPermissions) {
+					g.permissions = append(g.permissions, normalPermission(permission))
 					g.statedAs = append(g.statedAs, name)
-					g.names = append(g.names, *permission)
+					g.names = append(g.names, permission)
 				}
 			}
 		}
@@ -52,14 +53,15 @@ func readGrant(objects []map[string]json.RawMessage) (grant, error) {
 	return g, nil
 }
 
+// separatesPermissions reports whether r is between two names, or around one.
+func separatesPermissions(r rune) bool {
+	return r == ',' || unicode.IsSpace(r) || unicode.IsControl(r) || unicode.Is(unicode.Cf, r)
+}
+
 // normalPermission returns the name by which permissions are compared.
 // read-document is what the vendor's self-hosted server calls read.
 func normalPermission(name string) string {
-	name = strings.ToLower(strings.TrimSpace(name))
-	if name == "read-document" {
-		return "read"
-	}
-	return name
+	return strings.TrimSuffix(strings.ToLower(strings.TrimSpace(name)), "-document")
 }
 
 func normalPermissions(names []string) []string {

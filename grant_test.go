@@ -78,6 +78,11 @@ func TestWhatATokenPermits(t *testing.T) {
 		{"read download", `{"permissions": ["read", "write", "download"]}`, "write", "", false},
 		{"write", `{"permissions": ["read", "write", "download"]}`, "download", "", false},
 		{"read print", `{"permissions": ["write", "print"]}`, "write", "", false},
+		{"read", `{"permissions": ["read write"]}`, "write", "", false},
+		{"read", `{"permissions": ["read,download"]}`, "download", "", false},
+		{"read", `{"permissions": ["read-document", "write-document"]}`, "write", "", false},
+		{"read", `{"permissions": ["read", "write\ufeff"]}`, "write", "", false},
+		{"read", `{"permissions": ["read", "\u0000download"]}`, "download", "", false},
 
 		// Less than was asked for.
 		{"read write", `{"permissions": ["read"]}`, "", "write", false},

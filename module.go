@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
@@ -643,6 +645,9 @@ func (o TokenOptions) checkSources(documentID string) error {
 	for _, what := range slices.Sorted(maps.Keys(sources)) {
 		for _, template := range sources[what] {
 			for _, name := range placeholdersIn(template) {
+				if !placeholderName.MatchString(name) {
+					return fmt.Errorf(`%s: {%s} cannot be a placeholder; to send the brace, write \{`, what, name)
+				}
 				if clientWritten(name, false) {
 					return fmt.Errorf("%s {%s} comes from what a client writes, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it", what, name)
 				}
@@ -651,6 +656,9 @@ func (o TokenOptions) checkSources(documentID string) error {
 	}
 	return nil
 }
+
+// placeholderName is what names of placeholders begin with.
+var placeholderName = regexp.MustCompile(`^[A-Za-z_$]`)
 
 // reservedClaims are set through options of their own, or by the handler.
 var reservedClaims = map[string]string{
@@ -669,7 +677,7 @@ func checkClaim(name string, raw json.RawMessage) error {
 		return errors.New("claim: the name is empty")
 	}
 	for reserved, why := range reservedClaims {
-		if strings.EqualFold(name, reserved) {
+		if strings.EqualFold(bareName(name), reserved) {
 			return fmt.Errorf("claim %q is reserved: %s", name, why)
 		}
 	}
@@ -684,6 +692,20 @@ func checkClaim(name string, raw json.RawMessage) error {
 		return fmt.Errorf("claim %q: %w", name, err)
 	}
 	return nil
+}
+
+// bareName is the name without what an API might overlook.
+func bareName(name string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '-':
+			return '_'
+		case r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r):
+			return r
+		default:
+			return -1
+		}
+	}, name)
 }
 
 // newIDFormat compiles document_id_format.
@@ -720,6 +742,9 @@ func (h *Handler) newCarrier() (carrier, error) {
 	if c.cookie != "" {
 		if strings.ContainsFunc(c.cookie, func(r rune) bool { return notBase64URL(r) && r != '.' }) {
 			return carrier{}, fmt.Errorf("request_cookie %q is not a cookie name: write letters, digits, hyphens and underscores", c.cookie)
+		}
+		if !strings.ContainsFunc(c.cookie, func(r rune) bool { return r < utf8.RuneSelf && isAlphanumeric(byte(r)) }) { //nolint:gosec // ASCII
+			return carrier{}, fmt.Errorf("request_cookie %q has no letter: servers take such names for white space", c.cookie)
 		}
 	}
 	return c, nil

@@ -265,7 +265,7 @@ func (p *pool) readStoredToken(got Acquired, key string, a *ask, now clock.Time)
 		return nil, err
 	}
 	if facts.ownOnly {
-		return nil, errors.New("the token names the user in another case")
+		return nil, errors.New("the token names the user or the document in another case")
 	}
 	exp, minted := time.Unix(facts.exp, 0), time.Unix(0, s.Minted)
 	age := max(0, api.Sub(minted))

@@ -138,8 +138,9 @@ type tokenFacts struct {
 	exp    int64 // Unix seconds, bounded by the one asked for
 	hasExp bool  // false: the token has none, and exp is the one asked for
 
-	// ownOnly is set for a token that names the user in another case than the
-	// one asked for. It serves the mint that it came from, and nobody else.
+	// ownOnly is set for a token that names the user or the document in another
+	// case than the one asked for. It is for the ask that it was minted for,
+	// and not for the store.
 	ownOnly bool
 }
 
@@ -169,13 +170,18 @@ func readToken(jwt string, a *ask, askedExp int64, now time.Time) (facts tokenFa
 		return facts, errors.New("the token's payload is not a JSON object")
 	}
 	facts.payload = payload
-	entries, err := documentEntries(claims, a.documentID)
+	if _, err := decodeJSON(payload); err != nil {
+		return facts, errors.New("the token's payload has a member twice") // of which the API may read the other
+	}
+	entries, otherDocument, err := documentEntries(claims, a.documentID)
 	if err != nil {
 		return facts, err
 	}
-	if facts.ownOnly, err = checkUser(claims["user_id"], a.userID); err != nil {
+	otherUser, err := checkUser(claims["user_id"], a.userID)
+	if err != nil {
 		return facts, err
 	}
+	facts.ownOnly = otherDocument || otherUser
 	if facts.grant, err = readGrant(append(entries, claims)); err != nil {
 		return facts, err
 	}
@@ -214,16 +220,17 @@ func (e *expiredTokenError) Error() string {
 // that names another document than the one asked for is refused: a cache or a
 // proxy between here and the API that mixes up its answers must not hand one
 // user's token to another. What the token does not say is not held against it;
-// what it says in a form that is not known is.
-func documentEntries(claims map[string]json.RawMessage, documentID string) ([]map[string]json.RawMessage, error) {
+// what it says in a form that is not known is. The API may fold an id's case;
+// otherCase reports that.
+func documentEntries(claims map[string]json.RawMessage, documentID string) (entries []map[string]json.RawMessage, otherCase bool, err error) {
 	var list []json.RawMessage
 	if raw := claims["allowed_documents"]; stated(raw) && json.Unmarshal(raw, &list) != nil {
-		return nil, errors.New("the token's allowed_documents is not a list")
+		return nil, false, errors.New("the token's allowed_documents is not a list")
 	}
-	entries := make([]map[string]json.RawMessage, len(list), len(list)+1)
+	entries = make([]map[string]json.RawMessage, len(list), len(list)+1)
 	for i, raw := range list {
 		if json.Unmarshal(raw, &entries[i]) != nil || entries[i] == nil {
-			return nil, errors.New("an entry of the token's allowed_documents is not an object")
+			return nil, false, errors.New("an entry of the token's allowed_documents is not an object")
 		}
 	}
 	for _, object := range append(entries, claims) {
@@ -233,13 +240,14 @@ func documentEntries(claims map[string]json.RawMessage, documentID string) ([]ma
 		}
 		var id string
 		if json.Unmarshal(raw, &id) != nil {
-			return nil, errors.New("the token's document_id is not a string")
+			return nil, false, errors.New("the token's document_id is not a string")
 		}
 		if !strings.EqualFold(id, documentID) {
-			return nil, errors.New("the token is for another document than the one asked for")
+			return nil, false, errors.New("the token is for another document than the one asked for")
 		}
+		otherCase = otherCase || id != documentID
 	}
-	return entries, nil
+	return entries, otherCase, nil
 }
 
 // checkUser refuses a token that names another user than the one asked for.

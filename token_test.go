@@ -142,6 +142,9 @@ func TestReadTokenShape(t *testing.T) {
 		{"payload is a number", "a." + base64.RawURLEncoding.EncodeToString([]byte("1800001000")) + ".c", "the token's payload is not a JSON object"},
 		{"payload is null", "a." + base64.RawURLEncoding.EncodeToString([]byte("null")) + ".c", "the token's payload is not a JSON object"},
 		{"payload is cut short", "a." + base64.RawURLEncoding.EncodeToString([]byte(`{"exp":1800001000`)) + ".c", "the token's payload is not a JSON object"},
+		{"payload with permissions twice", "a." + base64.RawURLEncoding.EncodeToString([]byte(`{"permissions":["write"],"permissions":["read"]}`)) + ".c", "the token's payload has a member twice"},
+		{"payload with a document's permissions twice", "a." + base64.RawURLEncoding.EncodeToString([]byte(`{"allowed_documents":[{"permissions":["write"],"permissions":["read"]}]}`)) + ".c", "the token's payload has a member twice"},
+		{"payload with a user twice", "a." + base64.RawURLEncoding.EncodeToString([]byte(`{"user_id":"ann","\u0075ser_id":"ann"}`)) + ".c", "the token's payload has a member twice"},
 		{"payload is followed by more", "a." + base64.RawURLEncoding.EncodeToString([]byte(`{"exp":1800001000}{}`)) + ".c", "the token's payload is not a JSON object"},
 		{"largest", "a." + payload + "." + strings.Repeat("s", 8192-3-len(payload)), ""},
 		{"too large", "a." + payload + "." + strings.Repeat("s", 8192-2-len(payload)), "the token has 8193 bytes, more than the 8192 that are accepted"},
@@ -229,13 +232,22 @@ func TestReadTokenForSomebodyElse(t *testing.T) {
 	}
 }
 
-// Two users may differ in case alone. A token that names the other spelling is
-// good for the request that it was minted for, and for no one else's.
-func TestReadTokenForAUserInAnotherCase(t *testing.T) {
+// Two users may differ in case alone, and two documents. A token that names the
+// other spelling is good for the request that it was minted for, and for no one
+// else's.
+func TestReadTokenInAnotherCase(t *testing.T) {
 	for user, want := range map[string]bool{"ann": false, " ann": false, "Ann": true, "ANN ": true} {
 		facts, err := readToken(jwtWithPayload(`{"user_id": "`+user+`"}`), &ask{documentID: "doc", userID: "ann"}, 1_800_003_600, testNow)
 		if err != nil || facts.ownOnly != want {
 			t.Errorf("%q: got %v, %v, want %v", user, facts.ownOnly, err, want)
+		}
+	}
+	for document, want := range map[string]bool{"doc": false, "Doc": true, "DOC": true} {
+		for _, payload := range []string{`{"document_id": "` + document + `"}`, `{"allowed_documents": [{"document_id": "` + document + `"}]}`} {
+			facts, err := readToken(jwtWithPayload(payload), &ask{documentID: "doc"}, 1_800_003_600, testNow)
+			if err != nil || facts.ownOnly != want {
+				t.Errorf("%s: got %v, %v, want %v", payload, facts.ownOnly, err, want)
+			}
 		}
 	}
 }

@@ -83,6 +83,9 @@ func eachScalar(value any, check func(any) error) error {
 		}
 	case map[string]any:
 		for name, item := range v {
+			if strings.ContainsAny(name, "{}") {
+				return fmt.Errorf("the member %q has a brace in its name: placeholders are replaced in values only", name)
+			}
 			if err := check(name); err != nil {
 				return err
 			}

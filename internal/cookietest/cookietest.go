@@ -74,7 +74,7 @@ func pairNames(pairs []string, name func(string) string) (names []string) {
 
 var (
 	simpleCookie = regexp.MustCompile("^\\s*([\\w!#%&'~`><@,:/$*+\\-.^|)(?}{=]+?)(\\s*=\\s*(?:\"(?:[^\\\\\"]|\\\\.)*\"|[\\w!#%&'~`><@,:/$*+\\-.^|)(?}{=\\[\\]]*))?\\s*(?:\\s+|;|$)")
-	webOb        = regexp.MustCompile("([\\w~!@#$%^&*()+=`.?|:/{}<>'-]+?)(\\s*=\\s*(?:\"(?:\\\\\"|.)*?\"|(?:[\\w~!@#$%^&*()+=`.?|:/{}<>'-]|\\\\(?:[0-3][0-7][0-7]|.))*))")
+	webOb        = regexp.MustCompile("([\\w~!@#$%^&*()+=`.?|:/{}<>'-]+?)(\\s*=\\s*(?:\"(?:\\\\\"|.)*?\"|\\w{3},\\s[\\w-]{9,11}\\s[\\d:]{8}\\sGMT|(?:[\\w~!@#$%^&*()+=`.?|:/{}<>'-]|\\\\(?:[0-3][0-7][0-7]|.))*))")
 	mojolicious  = regexp.MustCompile(`^[,;\s]*([^=;, ]+)\s*(=\s*(?:"(?:\\\\|\\"|[^"])*"|[^;,]*))?`)
 )
 
@@ -182,6 +182,6 @@ var Honest = []string{
 	"AWSALB=abc/def+ghi==", "datadome=abc~def_ghi", "incap_ses_1=abc==", "visid_incap_1=abc/def", "NID=511=abc-def", "SIDCC=abc",
 	// Values that are not RFC 6265's, and come all the same.
 	"teams=red vs blue", "name=John Smith", "title=Q&A: what's new, and why?", `quoted="a b c"`, `escaped="say \"hi\""`, "list=a,b,c", "list=a,vs,b", `json={"theme":"dark","sizes":[1,2,3],"name":"x y"}`,
-	`array=["vs","my_vs"]`, "utf8=café", "utf8vs=cafévs", "latin=caf\xe9", "emoji=\U0001F600", "cjk=文書", "open=\"unclosed", "back=C:\\temp\\vs", "tilde=~!@#$%^&*()", "empty=", "nameless", "=novalue", "spaces=  a  ", "percent=100%", "plus=a+b",
+	`array=["vs","my_vs"]`, "utf8=café", "utf8vs=cafévs", "latin=caf\xe9", "emoji=\U0001F600", "cjk=文書", "open=\"unclosed", "back=C:\\temp\\vs", "tilde=~!@#$%^&*()", "next=%2F%3Fvs%3D1", "return=%2Fa%3Fmy_vs%3D2%26__Host-viewer%3D3%26viewer_session%3D4", "empty=", "nameless", "=novalue", "spaces=  a  ", "percent=100%", "plus=a+b",
 	"date=Mon, 27 Nov 2026 10:00:00 GMT", "url=https://example.com/?a=1&b=2#c", "path=/a/b;c", "versus=1", "envs=prod", "canvas=on", "my_vs2=1", "my_vsx=y", "x-vs=1", "vs1=1", "avs=1", "lvs=a b", "__Host-viewer2=1", "viewer=1", "Host-viewer=1", "vs-code=1", "vs.code=1",
 }
