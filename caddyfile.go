@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/viewersession/caddy-viewer-session/internal/pattern"
 	"github.com/viewersession/caddy-viewer-session/internal/secret"
 )
 
@@ -155,7 +156,7 @@ func (h *Handler) unmarshalRoute(d *caddyfile.Dispenser) error {
 		return d.Err("document_path needs a path pattern, for example: document_path /documents/:id")
 	}
 	for _, path := range route.Paths {
-		if _, err := parsePattern(path); err != nil {
+		if _, err := pattern.Parse(path); err != nil {
 			return d.WrapErr(err)
 		}
 	}
@@ -189,7 +190,7 @@ func (r *Route) unmarshalSessionPath(d *caddyfile.Dispenser) error {
 		return d.Err("session_path needs a path pattern, for example: session_path /documents/:id/session")
 	}
 	for _, path := range paths {
-		if _, err := parsePattern(path); err != nil {
+		if _, err := pattern.Parse(path); err != nil {
 			return d.WrapErr(err)
 		}
 	}

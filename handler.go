@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"strconv"
 	"time"
-	"unicode/utf8"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -13,14 +12,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
-
-// route is a compiled Route, or the session paths of one.
-type route struct {
-	patterns   []*pattern // none: every path
-	documentID string     // template for patterns without :id
-	ask        *askTemplate
-	session    bool // the browser fetches its token here, and the app decides
-}
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
@@ -63,55 +54,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	visit.inject(r, &h.carrier, token.jwt())
 	defer visit.eject(r, &h.carrier)
 	return h.serveUncached(w, r, next, visit)
-}
-
-// match returns the first route that matches the path the client asked for,
-// before rewrites, and the document id.
-func (h *Handler) match(r *http.Request) (*route, string) {
-	u := r.URL
-	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-		u = original.URL
-	}
-	path, ok := canonicalPath(u)
-	if !ok {
-		return nil, ""
-	}
-	for _, route := range h.routes {
-		if id, ok := h.matchRoute(route, path, r); ok {
-			return route, id
-		}
-	}
-	return nil, ""
-}
-
-func (h *Handler) matchRoute(rt *route, path string, r *http.Request) (id string, ok bool) {
-	matched := len(rt.patterns) == 0
-	for _, p := range rt.patterns {
-		id, ok := p.match(path)
-		if ok && p.hasID && h.idFormat(id) {
-			return id, true
-		}
-		matched = matched || ok && !p.hasID
-	}
-	if !matched {
-		return "", false
-	}
-	id, err := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceOrErr(rt.documentID, true, true)
-	if rt.session && (rt.documentID == "" || err != nil) {
-		return "", true // the app may know
-	}
-	return id, err == nil && h.fits(id)
-}
-
-// fits reports whether a document's id that is no part of the path may be used.
-func (h *Handler) fits(id string) bool { return utf8.ValidString(id) && h.idFormat(id) }
-
-// getsNone is true for requests to a viewer route that get no token by rule:
-// OPTIONS shows no document, TRACE would echo the token, and error routes are
-// not what the token is for, so that an instance there only strips.
-func getsNone(r *http.Request) bool {
-	return r.Method == http.MethodOptions || r.Method == http.MethodTrace ||
-		r.Context().Value(caddyhttp.ErrorCtxKey) != nil
 }
 
 // unresolvedHints say what is likely wrong where a request could not be

@@ -1,7 +1,6 @@
 package viewersession
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -332,141 +331,7 @@ func (h *Handler) compile() error {
 	default:
 		return fmt.Errorf("on_error %q: write fail or pass", h.OnError)
 	}
-	routes := h.Routes
-	if len(routes) == 0 {
-		if h.DocumentID == "" {
-			return errors.New("no route: say which paths show a document with document_path, for example: document_path /documents/:id")
-		}
-		routes = []Route{{}}
-	} else if h.DocumentID != "" && !slices.ContainsFunc(routes, Route.hasPages) {
-		routes = append(slices.Clone(routes), Route{}) // document_id stands for all paths, as it does alone
-	}
-	var sessions, pages []*route
-	for i, config := range routes {
-		session, page, err := h.newRoute(config)
-		if err != nil {
-			if paths := slices.Concat(config.Paths, config.SessionPaths); len(paths) > 0 {
-				return fmt.Errorf("route %s: %w", paths[0], err)
-			}
-			return fmt.Errorf("route %d: %w", i+1, err)
-		}
-		if session != nil {
-			sessions = append(sessions, session)
-		}
-		if page != nil {
-			pages = append(pages, page)
-		}
-	}
-	h.routes = slices.Concat(sessions, pages)
-	return h.checkRoutes()
-}
-
-func (r Route) hasPages() bool { return len(r.Paths) > 0 || len(r.SessionPaths) == 0 }
-
-// checkRoutes refuses what can never have an effect.
-func (h *Handler) checkRoutes() error {
-	defaultIDUsed := false
-	var sessions []*pattern // that match whatever the id is
-	seen := make(map[string]*route)
-	for _, r := range h.routes {
-		defaultIDUsed = defaultIDUsed || h.DocumentID != "" && r.documentID == h.DocumentID
-		for _, p := range r.patterns {
-			path := strings.ToLower(strings.TrimSuffix(p.text, "/"))
-			// Without :id the document's id decides as well, but for session paths.
-			if first := seen[path]; first != nil && (p.hasID || first.session) {
-				return fmt.Errorf("pattern %q stands twice: the second never matches; remove one", p.text)
-			}
-			seen[path] = r
-			for _, first := range sessions {
-				if first.covers(p) {
-					return fmt.Errorf("pattern %q never matches: session paths come first, and %q matches the same; make that one narrower", p.text, first.text)
-				}
-			}
-			if r.session && r.documentID == "" {
-				sessions = append(sessions, p)
-			}
-		}
-	}
-	if h.DocumentID != "" && !defaultIDUsed {
-		return fmt.Errorf("document_id %s is never used: every pattern has :id; remove one or the other", h.DocumentID)
-	}
-	return nil
-}
-
-// newRoute completes a route with the handler's settings and compiles its
-// session paths and its pages, either of which may be none.
-func (h *Handler) newRoute(config Route) (session, page *route, err error) {
-	documentID := config.DocumentID
-	if len(config.SessionPaths) > 0 {
-		if session, err = h.newSession(config); err != nil {
-			return nil, nil, err
-		}
-		documentID = session.documentID
-	}
-	if config.hasPages() {
-		if page, err = h.newPage(config); err != nil {
-			return nil, nil, err
-		}
-		documentID = page.documentID
-	}
-	options := config.TokenOptions.over(h.TokenOptions)
-	if err := options.check(documentID); err != nil {
-		return nil, nil, err
-	}
-	template, err := newAskTemplate(options)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, r := range []*route{session, page} {
-		if r != nil {
-			r.ask = template
-		}
-	}
-	return session, page, nil
-}
-
-// newPage compiles the paths that show documents.
-func (h *Handler) newPage(config Route) (*route, error) {
-	r := &route{documentID: config.DocumentID}
-	withoutID := len(config.Paths) == 0
-	for _, path := range config.Paths {
-		p, err := parsePattern(path)
-		if err != nil {
-			return nil, err
-		}
-		if p.hasID && config.DocumentID != "" {
-			return nil, fmt.Errorf("pattern %q has :id, and the route has document_id: the id comes from one or the other", path)
-		}
-		if !p.hasID && config.DocumentID == "" && h.DocumentID == "" {
-			return nil, fmt.Errorf("pattern %q has no :id and there is no document_id: write :id where the document's id stands, for example /documents/:id, or say with document_id where it comes from", path)
-		}
-		withoutID = withoutID || !p.hasID
-		r.patterns = append(r.patterns, p)
-	}
-	if withoutID && r.documentID == "" {
-		r.documentID = h.DocumentID
-	}
-	if withoutID && r.documentID == "" {
-		return nil, errors.New("neither a path nor a document_id")
-	}
-	return r, nil
-}
-
-// newSession compiles the paths at which the browser fetches a token. Where
-// they say no document, the app does.
-func (h *Handler) newSession(config Route) (*route, error) {
-	r := &route{session: true}
-	for _, path := range config.SessionPaths {
-		p, err := parsePattern(path)
-		if err != nil {
-			return nil, err
-		}
-		if !p.hasID {
-			r.documentID = cmp.Or(config.DocumentID, h.DocumentID)
-		}
-		r.patterns = append(r.patterns, p)
-	}
-	return r, nil
+	return h.compileRoutes()
 }
 
 // over returns the options completed with the handler's and the defaults.
@@ -706,22 +571,6 @@ func bareName(name string) string {
 			return -1
 		}
 	}, name)
-}
-
-// newIDFormat compiles document_id_format.
-func newIDFormat(expr string) (func(string) bool, error) {
-	if expr == "" || expr == DefaultDocumentIDFormat {
-		return matchesDefaultIDFormat, nil
-	}
-	// On its own first: with the anchors around it, "a)|(?:b" would compile.
-	if _, err := regexp.Compile(expr); err != nil {
-		return nil, fmt.Errorf("document_id_format: %w", err)
-	}
-	re, err := regexp.Compile(`\A(?:` + expr + `)\z`)
-	if err != nil {
-		return nil, fmt.Errorf("document_id_format: %w", err)
-	}
-	return re.MatchString, nil
 }
 
 // newCarrier checks the names that the token travels under.

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -202,6 +204,45 @@ func TestDocumentIDFormat(t *testing.T) {
 				t.Errorf("%s accepts %q", test.format, id)
 			}
 		}
+	}
+}
+
+func TestDefaultDocumentIDFormatByHand(t *testing.T) {
+	expr := regexp.MustCompile(`\A(?:` + DefaultDocumentIDFormat + `)\z`)
+	accepted := 0
+	compare := func(id string) {
+		got := matchesDefaultIDFormat(id)
+		if got != expr.MatchString(id) {
+			t.Fatalf("%q: got %v", id, got)
+		}
+		if got {
+			accepted++
+		}
+	}
+	for length := range 260 {
+		compare(strings.Repeat("a", length))
+	}
+	for r := range rune(0x3000) {
+		for _, id := range []string{string(r), "a" + string(r), string(r) + "a", "a" + string(r) + "a"} {
+			compare(id)
+		}
+	}
+	for c := range 256 {
+		compare(string([]byte{byte(c)}))
+		compare(string([]byte{'a', byte(c), 'z'}))
+		compare(strings.Repeat("a", 127) + string([]byte{byte(c)}))
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	const alphabet = "aZ09_~-.%/ \n:"
+	for range 50_000 {
+		id := make([]byte, random.IntN(6))
+		for i := range id {
+			id[i] = alphabet[random.IntN(len(alphabet))]
+		}
+		compare(string(id))
+	}
+	if accepted < 128 {
+		t.Errorf("only %d accepted", accepted)
 	}
 }
 

@@ -180,3 +180,7 @@ func (t *trailerStripper) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+func isAlphanumeric(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+}

@@ -6,6 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tags=nobadger,nomysql,nopgx
-for target in $(go test -tags "$tags" -list '^Fuzz' . | grep '^Fuzz'); do
-	go test -tags "$tags" -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10s}" .
+for package in $(grep -rl --include='*_test.go' --exclude-dir=node_modules '^func Fuzz' . | xargs -n1 dirname | sort -u); do
+	for target in $(go test -tags "$tags" -list '^Fuzz' "$package" | grep '^Fuzz'); do
+		go test -tags "$tags" -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10s}" "$package"
+	done
 done

@@ -1,4 +1,4 @@
-package viewersession
+package pattern
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/url"
 	gopath "path"
-	"regexp"
 	"strings"
 	"testing"
 	"unicode"
@@ -16,9 +15,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-func mustParsePattern(t testing.TB, text string) *pattern {
+func mustParsePattern(t testing.TB, text string) *Pattern {
 	t.Helper()
-	p, err := parsePattern(text)
+	p, err := Parse(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +81,7 @@ func TestPatternMistakes(t *testing.T) {
 		{"/:id$", `pattern "/:id$": segment ":id$"` + onlyID},
 		{"/:idä", `pattern "/:idä": segment ":idä"` + onlyID},
 	} {
-		if p, err := parsePattern(test.pattern); err == nil || err.Error() != test.want || p != nil {
+		if p, err := Parse(test.pattern); err == nil || err.Error() != test.want || p != nil {
 			t.Errorf("got  %v\nwant %s", err, test.want)
 		}
 	}
@@ -198,8 +197,8 @@ func TestMatch(t *testing.T) {
 	} {
 		p := mustParsePattern(t, test.pattern)
 		got := none
-		if path, ok := canonicalPath(requestURL(t, test.target)); ok {
-			if id, ok := p.match(path); ok {
+		if path, ok := CanonicalPath(requestURL(t, test.target)); ok {
+			if id, ok := p.Match(path); ok {
 				got = id
 			}
 		}
@@ -234,11 +233,11 @@ func TestMatchWithoutID(t *testing.T) {
 		{"/a,b|c^d~e'f!g$h&i=j@k", "/a,b|c^d~e'f!g$h&i=j@k", true},
 	} {
 		p := mustParsePattern(t, test.pattern)
-		path, ok := canonicalPath(requestURL(t, test.target))
+		path, ok := CanonicalPath(requestURL(t, test.target))
 		if !ok {
 			t.Fatalf("%s is not canonical", test.target)
 		}
-		id, got := p.match(path)
+		id, got := p.Match(path)
 		if got != test.want || id != "" || p.hasID {
 			t.Errorf("%s on %s: got %q, %v", test.pattern, test.target, id, got)
 		}
@@ -268,7 +267,7 @@ func TestCanonicalPath(t *testing.T) {
 		"http://example.com/a/b/":  "/a/b",
 		"http://example.com/%61?b": "/a",
 	} {
-		if got, ok := canonicalPath(requestURL(t, target)); got != want || !ok {
+		if got, ok := CanonicalPath(requestURL(t, target)); got != want || !ok {
 			t.Errorf("%s: got %q, %v, want %q", target, got, ok, want)
 		}
 	}
@@ -292,12 +291,12 @@ func TestCanonicalPath(t *testing.T) {
 		// No path at all.
 		"*", "http://example.com",
 	} {
-		if got, ok := canonicalPath(requestURL(t, target)); ok || got != "" {
+		if got, ok := CanonicalPath(requestURL(t, target)); ok || got != "" {
 			t.Errorf("%s: got %q, %v", target, got, ok)
 		}
 	}
 	for _, u := range []*url.URL{{}, {Path: "a"}, {Path: "a/b"}, {Opaque: "a"}, {Path: "/a/b", RawPath: "/a%2fb"}, {Path: "/a/b", RawPath: "/a%2Fb"}} {
-		if got, ok := canonicalPath(u); ok {
+		if got, ok := CanonicalPath(u); ok {
 			t.Errorf("%+v: got %q", u, got)
 		}
 	}
@@ -309,7 +308,7 @@ func TestEveryByteInTheID(t *testing.T) {
 	p := mustParsePattern(t, "/d/:id")
 	for c := range 256 {
 		for _, target := range []string{"/d/a%" + hexByte(c, "0123456789abcdef") + "b", "/d/a%" + hexByte(c, "0123456789ABCDEF") + "b"} {
-			path, canonical := canonicalPath(requestURL(t, target))
+			path, canonical := CanonicalPath(requestURL(t, target))
 			wantOK := c >= 0x20 && c < 0x7f && c != '/' && c != '%' && c != '\\'
 			if canonical != wantOK {
 				t.Errorf("%s: canonical is %v", target, canonical)
@@ -317,7 +316,7 @@ func TestEveryByteInTheID(t *testing.T) {
 			if !canonical {
 				continue
 			}
-			if id, ok := p.match(path); !ok || id != "a"+string(rune(c))+"b" {
+			if id, ok := p.Match(path); !ok || id != "a"+string(rune(c))+"b" {
 				t.Errorf("%s: got %q, %v", target, id, ok)
 			}
 		}
@@ -430,10 +429,10 @@ func TestLiteralsMatchAsCaddysPathMatcher(t *testing.T) {
 	compare = func(literal, text string) {
 		u := &url.URL{Path: "/" + text}
 		want := caddyMatchesPath(t, "/"+literal, u)
-		path, ok := canonicalPath(u)
+		path, ok := CanonicalPath(u)
 		got := false
 		if ok {
-			_, got = mustParsePattern(t, "/"+literal).match(path)
+			_, got = mustParsePattern(t, "/"+literal).Match(path)
 		}
 		if got != want {
 			t.Errorf("pattern %q, path %q: got %v, Caddy says %v", literal, text, got, want)
@@ -459,51 +458,12 @@ func TestLiteralsMatchAsCaddysPathMatcher(t *testing.T) {
 	}
 }
 
-func TestDefaultDocumentIDFormatByHand(t *testing.T) {
-	expr := regexp.MustCompile(`\A(?:` + DefaultDocumentIDFormat + `)\z`)
-	accepted := 0
-	compare := func(id string) {
-		got := matchesDefaultIDFormat(id)
-		if got != expr.MatchString(id) {
-			t.Fatalf("%q: got %v", id, got)
-		}
-		if got {
-			accepted++
-		}
-	}
-	for length := range 260 {
-		compare(strings.Repeat("a", length))
-	}
-	for r := range rune(0x3000) {
-		for _, id := range []string{string(r), "a" + string(r), string(r) + "a", "a" + string(r) + "a"} {
-			compare(id)
-		}
-	}
-	for c := range 256 {
-		compare(string([]byte{byte(c)}))
-		compare(string([]byte{'a', byte(c), 'z'}))
-		compare(strings.Repeat("a", 127) + string([]byte{byte(c)}))
-	}
-	random := rand.New(rand.NewPCG(1, 2))
-	const alphabet = "aZ09_~-.%/ \n:"
-	for range 50_000 {
-		id := make([]byte, random.IntN(6))
-		for i := range id {
-			id[i] = alphabet[random.IntN(len(alphabet))]
-		}
-		compare(string(id))
-	}
-	if accepted < 128 {
-		t.Errorf("only %d accepted", accepted)
-	}
-}
-
 func TestMatchingAllocatesNothing(t *testing.T) {
 	p := mustParsePattern(t, "/documents/doc-:id.pdf/*")
 	u := requestURL(t, "/Documents/DOC-42.pdf/edit/3")
 	if n := testing.AllocsPerRun(100, func() {
-		path, _ := canonicalPath(u)
-		if id, ok := p.match(path); !ok || id != "42" {
+		path, _ := CanonicalPath(u)
+		if id, ok := p.Match(path); !ok || id != "42" {
 			t.Fatal(id, ok)
 		}
 	}); n != 0 {
@@ -577,7 +537,7 @@ func FuzzPattern(f *testing.F) {
 		f.Add(seed[0], seed[1])
 	}
 	f.Fuzz(func(t *testing.T, text, target string) {
-		p, err := parsePattern(text)
+		p, err := Parse(text)
 		if err != nil {
 			if p != nil || err.Error() == "" {
 				t.Fatalf("%q: %v, %v", text, p, err)
@@ -591,11 +551,11 @@ func FuzzPattern(f *testing.F) {
 		if err != nil {
 			u = &url.URL{Path: target}
 		}
-		path, ok := canonicalPath(u)
+		path, ok := CanonicalPath(u)
 		if !ok {
 			return
 		}
-		id, ok := p.match(path)
+		id, ok := p.Match(path)
 		if wantID, want := matchSlowly(text, path); ok != want || ok && id != wantID {
 			t.Fatalf("%q on %q: got %q, %v, want %q, %v", text, path, id, ok, wantID, want)
 		}
@@ -621,7 +581,7 @@ func FuzzCanonicalPath(f *testing.F) {
 			urls = append(urls, u)
 		}
 		for _, u := range urls {
-			got, ok := canonicalPath(u)
+			got, ok := CanonicalPath(u)
 			clean := strings.HasPrefix(u.Path, "/") && gopath.Clean(u.Path) == "/"+strings.Trim(u.Path, "/") && !strings.HasSuffix(u.Path, "//") &&
 				!strings.HasPrefix(u.Path, "//") && utf8.ValidString(u.Path) && !strings.ContainsAny(u.Path, `%\`) && !strings.ContainsFunc(u.Path, unicode.IsControl) &&
 				!strings.Contains(strings.ToLower(u.RawPath), "%2f")
@@ -660,7 +620,7 @@ func TestPatternsThatCoverOthers(t *testing.T) {
 		{"/a/:id", "/a/:id", false}, // it depends on the id's format
 		{"/a/:id/*", "/a/:id/b", false},
 	} {
-		if got := mustParsePattern(t, test.first).covers(mustParsePattern(t, test.second)); got != test.want {
+		if got := mustParsePattern(t, test.first).Covers(mustParsePattern(t, test.second)); got != test.want {
 			t.Errorf("%s covers %s: %t", test.first, test.second, got)
 		}
 	}

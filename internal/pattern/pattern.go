@@ -1,4 +1,6 @@
-package viewersession
+// Package pattern matches the paths of viewer routes, and finds document ids in
+// them.
+package pattern
 
 import (
 	"errors"
@@ -9,10 +11,10 @@ import (
 	"unicode/utf8"
 )
 
-// pattern is a compiled path pattern: literal segments, at most one segment
+// Pattern is a compiled path pattern: literal segments, at most one segment
 // that holds the document id, and wildcards. It is matched by walking the
 // path's segments once; nothing is allocated.
-type pattern struct {
+type Pattern struct {
 	text     string // as it is written
 	segments []segment
 	hasID    bool
@@ -37,8 +39,14 @@ const (
 
 const idToken = ":id"
 
-// parsePattern compiles a path pattern. The error says what to write instead.
-func parsePattern(s string) (*pattern, error) {
+// String returns the pattern as it is written.
+func (p *Pattern) String() string { return p.text }
+
+// HasID reports whether the pattern holds the document id.
+func (p *Pattern) HasID() bool { return p.hasID }
+
+// Parse compiles a path pattern. The error says what to write instead.
+func Parse(s string) (*Pattern, error) {
 	if !strings.HasPrefix(s, "/") {
 		return nil, fmt.Errorf("pattern %q: a path pattern begins with a slash, for example /documents/:id", s)
 	}
@@ -55,7 +63,7 @@ func parsePattern(s string) (*pattern, error) {
 		return nil, fmt.Errorf("pattern %q: not printable UTF-8", s)
 	}
 
-	p := &pattern{text: s}
+	p := &Pattern{text: s}
 	trimmed := strings.TrimSuffix(s[1:], "/")
 	if trimmed == "" {
 		if s != "/" {
@@ -109,9 +117,9 @@ func parseSegment(s string) (segment, error) {
 	return segment{kind: idSegment, prefix: strings.ToLower(before), suffix: strings.ToLower(suffix)}, nil
 }
 
-// covers reports whether a pattern matches all that another one does, whatever
+// Covers reports whether a pattern matches all that another one does, whatever
 // the ids look like.
-func (p *pattern) covers(other *pattern) bool {
+func (p *Pattern) Covers(other *Pattern) bool {
 	if p.hasID {
 		return false // it depends on the id
 	}
@@ -145,9 +153,9 @@ func isAlphanumeric(c byte) bool {
 	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 }
 
-// match reports whether path matches, and the document id if the pattern
-// holds one. The path must come from canonicalPath.
-func (p *pattern) match(path string) (id string, ok bool) {
+// Match reports whether path matches, and the document id if the pattern
+// holds one. The path must come from CanonicalPath.
+func (p *Pattern) Match(path string) (id string, ok bool) {
 	for i := range p.segments {
 		if path == "" {
 			return "", false
@@ -218,11 +226,11 @@ func cutSuffixFold(s, lower string) (string, bool) {
 	return s, true
 }
 
-// canonicalPath returns the decoded path without its one optional trailing
+// CanonicalPath returns the decoded path without its one optional trailing
 // slash, or false if the path is one that two servers might read differently:
 // empty or dot segments, a backslash, an encoded slash or percent sign, control
 // characters, invalid UTF-8. Such a path never leads to a mint.
-func canonicalPath(u *url.URL) (string, bool) {
+func CanonicalPath(u *url.URL) (string, bool) {
 	path := u.Path
 	if path == "" || path[0] != '/' {
 		return "", false
@@ -264,18 +272,4 @@ func canonicalSegmentFollows(s string) bool {
 		return false
 	}
 	return s != "." && !strings.HasPrefix(s, "./")
-}
-
-// matchesDefaultIDFormat is DefaultDocumentIDFormat by hand: on every viewer request,
-// a compiled regexp would be the dearest part of matching.
-func matchesDefaultIDFormat(id string) bool {
-	if id == "" || len(id) > 128 {
-		return false
-	}
-	for i := 0; i < len(id); i++ {
-		if c := id[i]; !isAlphanumeric(c) && c != '_' && c != '~' && c != '-' {
-			return false
-		}
-	}
-	return true
 }
