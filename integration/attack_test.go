@@ -196,7 +196,7 @@ func attacks() []attack {
 		"honest=1;;;viewer_session=forged;;", "; viewer_session=forged; honest=1", "honest=1;\tviewer_session=forged", "honest=1; viewer_session =forged",
 		"honest=1; viewer_session\t= forged", "honest=1; viewer_session==forged", `honest=1; viewer_session="forged"`, `honest=1; "viewer_session"=forged`,
 		`honest=1; a="b; viewer_session=forged"`, `honest=1; a="b; viewer_session=forged; c"`, `honest=1; a="b\"; viewer_session=forged`,
-		"honest=1, viewer_session=forged", "honest=1,viewer_session=forged", "honest=1; a=b,viewer_session=forged", "honest=1 viewer_session=forged",
+		"honest=1; a=b, viewer_session=forged", "honest=1; a=b,viewer_session=forged", "honest=1; a=b viewer_session=forged", "a=b, viewer_session=forged", "a=b,viewer_session=forged",
 		"honest=1; a viewer_session=forged", "honest=1; $Version=1; viewer_session=forged", "honest=1; VIEWER_SESSION=forged", "honest=1; Viewer_Session=forged",
 		"honest=1; viewer.session=forged", "honest=1; viewer session=forged", "honest=1; viewer[session=forged", "honest=1; viewer+session=forged",
 		"honest=1; viewer_session[]=forged", "honest=1; viewer_session[x]=forged", "honest=1; viewer_session[=forged",

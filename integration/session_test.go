@@ -156,7 +156,7 @@ func TestStreamsOnASessionPath(t *testing.T) {
 				return
 			}
 			defer conn.Close()
-			fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\nX-Viewer-User: alice\r\n\r\n")
+			fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Viewer-User: alice\r\n\r\n")
 			_, _ = io.Copy(conn, buf)
 			return
 		}
@@ -190,7 +190,7 @@ func TestStreamsOnASessionPath(t *testing.T) {
 	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintf(conn, "GET /documents/doc/session HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n", s.gateway)
+	fmt.Fprintf(conn, "GET /documents/doc/session HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", s.gateway)
 	upgraded := bufio.NewReader(conn)
 	switched, err := http.ReadResponse(upgraded, nil)
 	if err != nil || switched.StatusCode != 101 || switched.Header.Get("X-Viewer-User") != "" {
