@@ -20,7 +20,7 @@ func TestCookieParserModels(t *testing.T) {
 		"vs=EVIL": "Latin-1 white space", "a=1; vs=EVIL": "Latin-1 white space", `a="1"vs=EVIL`: "Mojolicious", `\vs=EVIL`: "WebOb", "[vs=EVIL": "WebOb",
 		`x]vs=EVIL`: "WebOb", `a=x"vs=EVIL`: "WebOb", "%u0076s=EVIL": "Perl's CGI", "%76s=EVIL": "Perl's CGI", "a=1,vs=EVIL": "Mojolicious",
 		"a=1 vs=EVIL": "Python's SimpleCookie", "\x85vs=EVIL": "Latin-1 white space", "\xe2\x80\x83vs=EVIL": "Perl's CGI",
-		"vs[x]=EVIL": "PHP", "%76s[]=EVIL": "older PHP", "VS=EVIL": "Latin-1 white space", "a=x[vs=EVIL": "WebOb", "a=Mon, 27-Nov-2026 10:00:00 GMTvs=EVIL": "WebOb", `a="1; b="vs=EVIL"`: "Mojolicious",
+		"vs[x]=EVIL": "PHP", "%76s[]=EVIL": "older PHP", "VS=EVIL": "Latin-1 white space", `"v\s"=EVIL`: "Servlet, RFC 2109", "a=x[vs=EVIL": "WebOb", "a=Mon, 27-Nov-2026 10:00:00 GMTvs=EVIL": "WebOb", `a="1; b="vs=EVIL"`: "Mojolicious",
 		"a=vs": "", "teams=red vs blue; x=1": "", "list=a,vs,b": "", "utf=caf\xc3\xa9vs": "", "envs=1": "", "a=vs=1": "", "a=/x?vs=1": "",
 	} {
 		if got := cookietest.Finds("vs", []string{line}); got != want {
@@ -39,7 +39,7 @@ func TestNoParserFindsOurCookie(t *testing.T) {
 	for _, name := range testCookieNames {
 		encoded := strings.NewReplacer("v", "%76", "_", "%5f", "s", "%u0073").Replace(name)
 		pieces := []string{
-			name, name, name, name + "=EVIL", name + "=EVIL", strings.ToUpper(name), encoded, strings.Replace(name, "_", ".", 1), strings.Replace(name, "_", " ", 1), name + "[x]", name + "[",
+			name, name, name, name + "=EVIL", name + "=EVIL", strings.ToUpper(name), encoded, strings.Replace(name, "_", ".", 1), strings.Replace(name, "_", " ", 1), name + "[x]", name + "[", `"` + name[:1] + `\` + name[1:] + `"`,
 			"=", "=", "=", "EVIL", ";", ";", "; ", ", ", ",", " ", "\t", `"`, `"`, `\`, `'`, "[", "]", "{", "}", "(", ")", "<", ">", "@", ":", "/", "?", "|", "&", "+", "%20", "%3D", "%3B", "%00", "%25", "%2576", "%",
 			"a", "a=1", "keep=1", "a=Mon, 27-Nov-2026 10:00:00 GMT", `b="` + name + `=EVIL"`, `a="1`, `a=\`, `q="x y"`, "\x80", "\x85", "\xa0", "\xff", "\xc2\xa0", "\xe2\x80\x83", "\xef\xbb\xbf", "$Version=1", "$Path", "-", "_", ".", "x",
 		}

@@ -50,7 +50,12 @@ var parsers = map[string]func(line string) []string{
 	"WebOb":                 func(line string) []string { return scanCookies(webOb, line, false) },
 	"Mojolicious":           func(line string) []string { return scanCookies(mojolicious, line, false) },
 	"Servlet, RFC 2109": func(line string) []string {
-		return pairNames(splitOutsideQuotes(line), func(name string) string { return strings.ToLower(strings.Trim(name, " \t\"")) })
+		return pairNames(splitOutsideQuotes(line), func(name string) string {
+			if name = strings.Trim(name, " \t"); strings.HasPrefix(name, `"`) {
+				name = strings.ReplaceAll(name, `\`, "")
+			}
+			return strings.ToLower(strings.Trim(name, `"`))
+		})
 	},
 	"Servlet, without quotes": func(line string) []string {
 		return pairNames(strings.FieldsFunc(line, func(r rune) bool { return r == ';' || r == ',' }), func(name string) string {
