@@ -94,7 +94,7 @@ func (q *queue) giveBack() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.refill()
-	q.tokens = min(q.burst, q.tokens+1)
+	q.tokens++ // refill keeps it within the burst
 	q.dispatch()
 }
 

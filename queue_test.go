@@ -140,6 +140,30 @@ func TestOverloadOfASlowAPI(t *testing.T) {
 	})
 }
 
+// A mint that had to queue has less time than the API is entitled to. If that is
+// not enough, it says nothing of the API, and holds nobody back.
+func TestTimeInTheQueueIsNotTheAPIs(t *testing.T) {
+	withPool(t, func(s *poolSettings) { s.rate, s.burst, s.timeout = 2, 3, 4*time.Second }, func(t *testing.T, p *poolTest) {
+		p.queue.setTokens(0)
+		p.api.delay = 3600 * time.Millisecond
+		var wg sync.WaitGroup
+		for i := range 3 { // which have their turns after 0.5, 1 and 1.5 seconds
+			wg.Go(func() {
+				if _, _, f := p.get(t.Context(), testAsk(fmt.Sprint("doc", i))); f == nil || f.reason != reasonTimeout {
+					t.Errorf("got %v, want a time-out", f)
+				}
+			})
+		}
+		wg.Wait()
+		synctest.Wait()
+		if _, cause := p.backoff.heldUntil(p.now()); cause != nil {
+			t.Errorf("held back: %v", cause)
+		}
+		p.queue.setTokens(1)
+		p.want("another", resultMinted)
+	})
+}
+
 // One client with a thousand made-up ids does not make another one wait.
 func TestClientsTakeTurns(t *testing.T) {
 	for name, others := range map[string][2]string{
@@ -444,6 +468,10 @@ func TestJoiningAFullQueue(t *testing.T) {
 		for _, p := range places {
 			q.join(p, "b")
 			q.join(p, "c")
+		}
+		// Others wait for each of them, so none makes room.
+		if late := q.enter("d", now()+timeout); !late.done || late.granted {
+			t.Error("an eleventh place")
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()

@@ -267,6 +267,8 @@ func TestStripCookie(t *testing.T) {
 		{"control character in the value", "viewer_session=e\x01vil; a=1", "a=1"},
 		{"empty pairs", ";; viewer_session=evil ;;a=1", "a=1"},
 		{"blank in the value", "viewer_session=e vil; a=1", "a=1"},
+		{"escaped twice", "%2576iewer_session=evil; a=1", "a=1"},
+		{"escaped three times", "viewer%25255Fsession=evil; a=1", "a=1"},
 		{"backslash in a quoted name", `"viewer\_session"=evil; a=1`, "a=1"},
 		{"backslashes in a quoted name", `a=1; "v\\\iewer_sessio\n"=evil`, "a=1"},
 		{"backslash in the value", `viewer_session=e\vil; a=1`, "a=1"},

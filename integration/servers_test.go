@@ -137,7 +137,10 @@ func (e echoed) evil() bool {
 // they are not given through the gateway; and the token arrives.
 func TestRealAppServers(t *testing.T) {
 	rows := readAliases(t)
+	// Caddy's access log counts the bytes of a body that its transport may still
+	// be reading, when the server has answered without waiting for it.
 	const site = `GATEWAY {
+	log_skip
 	viewer_session {
 		endpoint API/viewer/sessions
 		request_header X-Viewer-Session

@@ -265,7 +265,7 @@ var mutants = []mutant{
 	{"queue: those who left are minted for", "flight.go", "\tif f.place != nil {\n\t\tfs.queue.leave(f.place, client)\n\t}\n", "", false},
 	{"queue: a document has one line", "flight.go", "\tif f.place != nil {\n\t\tfs.queue.join(f.place, client)\n\t}\n\treturn f, started\n", "\treturn f, started\n", false},
 	{"queue: turns that are not used are lost", "pool.go", "\t\t\tp.queue.giveBack()\n", "\t\t\t_ = sent\n", false},
-	{"queue: more than the burst", "queue.go", "\tq.tokens = min(q.burst, q.tokens+1)\n", "\tq.tokens++\n", false},
+	{"queue: more than the burst", "queue.go", "\tq.tokens = min(most, q.tokens+q.rate*passed.Seconds())\n", "\tq.tokens += q.rate * passed.Seconds()\n\t_ = most\n", false},
 	{"queue: every address is a client", "flight.go", "\t\t\tnetwork, _ := addr.Prefix(64) // which it has\n", "\t\t\tnetwork, _ := addr.Prefix(128)\n", false},
 	{"queue: users of one address are one", "flight.go", "\treturn ip + \" \" + user\n", "\t_ = user\n\treturn ip + \" \"\n", false},
 	{"queue: many look into the store without a turn", "store.go", "const maxPeeks = 16\n", "const maxPeeks = 500\n", false},
