@@ -278,7 +278,7 @@ var mutants = []mutant{
 	{"connections: no pings", "connections.go", "\t\tt.Transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: max(timeout/8, min(time.Second, timeout/5)), PingTimeout: timeout / 5}\n", "", false},
 	{"connections: idle ones are kept", "connections.go", "\t\tc.closeIdle()\n", "", false},
 	{"connections: dropped at will", "connections.go", "urgent || c.dropped == 0 || now-c.dropped >= dropInterval {", "now != 0 {", false},
-	{"connections: nothing is sent again", "connections.go", "\tif !again {\n\t\treturn resp, err\n\t}\n", "\tif true {\n\t\treturn resp, err\n\t}\n", false},
+	{"connections: nothing is sent again", "connections.go", "\tif !again {\n\t\treturn resp, err\n\t}\n", "\tif again = false; !again {\n\t\treturn resp, err\n\t}\n", false},
 	{"connections: time-outs are sent again", "connections.go", "\t\treturn nil, !timedOut && reused.Load()", "\t\treturn nil, timedOut || reused.Load()", false},
 	{"connections: new ones are tried again", "connections.go", "!timedOut && reused.Load() && !answering.Load()", "!timedOut && !answering.Load()", false},
 	{"clock: lives by the wall alone", "internal/clock/clock.go", "\treturn max(time.Duration(t.wall-earlier.wall), t.mono-earlier.mono)\n", "\treturn time.Duration(t.wall - earlier.wall)\n", false},
