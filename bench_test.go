@@ -114,7 +114,7 @@ func prepare(path, user string) *preparedRequest {
 // again takes off what the handler leaves on a request.
 func (p *preparedRequest) again() {
 	*p.repl = p.then
-	delete(p.vars, visitKey)
+	delete(p.vars, requestInfoKey)
 	delete(p.w.Header(), "Cache-Control")
 }
 

@@ -528,8 +528,8 @@ func TestMistakesInHandlerOptions(t *testing.T) {
 		{`request_cookie "a;b"`, `request_cookie "a;b" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
 		{"request_cookie a,b", `request_cookie "a,b" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
 		{"request_cookie a[b]", `request_cookie "a[b]" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
-		{"request_cookie _", `request_cookie "_" has no letter: servers take such names for white space, at Testfile:`},
-		{"request_cookie -._", `request_cookie "-._" has no letter: servers take such names for white space, at Testfile:`},
+		{"request_cookie _", `request_cookie "_" has no letter or digit: servers take such names for white space, at Testfile:`},
+		{"request_cookie -._", `request_cookie "-._" has no letter or digit: servers take such names for white space, at Testfile:`},
 		{"request_cookie sitzüng", `request_cookie "sitzüng" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
 		{"on_error ignore", `on_error "ignore": write fail or pass, at Testfile:`},
 

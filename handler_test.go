@@ -397,7 +397,7 @@ func TestEarlyHintsAreNotTheFinalHeader(t *testing.T) {
 			w.Header().Set("Cache-Control", "public")
 			w.WriteHeader(http.StatusOK)
 			return nil
-		}), new(visit))
+		}), new(requestInfo))
 	}))
 	defer srv.Close()
 	resp, err := http.Get(srv.URL)

@@ -8,17 +8,14 @@ import (
 	"math"
 	"net/http"
 	"net/netip"
-	"net/textproto"
 	"net/url"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
 	"unicode"
-	"unicode/utf8"
 
 	"go.uber.org/zap"
-	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -26,6 +23,7 @@ import (
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
 	"github.com/viewersession/caddy-viewer-session/internal/secret"
+	"github.com/viewersession/caddy-viewer-session/internal/strip"
 )
 
 func init() {
@@ -166,7 +164,7 @@ type Handler struct {
 	pool   *pool
 	tenant *tenant
 
-	carrier  carrier
+	names    strip.Names
 	routes   []*route // session paths first
 	idFormat func(string) bool
 	log      logGate
@@ -320,7 +318,7 @@ func (h *Handler) Cleanup() error {
 // it as well, so that mistakes show when a config is adapted.
 func (h *Handler) compile() error {
 	var err error
-	if h.carrier, err = h.newCarrier(); err != nil {
+	if h.names, err = h.newNames(); err != nil {
 		return err
 	}
 	if h.idFormat, err = newIDFormat(h.DocumentIDFormat); err != nil {
@@ -571,55 +569,6 @@ func bareName(name string) string {
 			return -1
 		}
 	}, name)
-}
-
-// newCarrier checks the names that the token travels under.
-func (h *Handler) newCarrier() (carrier, error) {
-	header := textproto.CanonicalMIMEHeaderKey(h.RequestHeader)
-	if header == "" && h.RequestCookie == "" {
-		header = DefaultRequestHeader
-	}
-	c := newCarrier(header, h.RequestCookie)
-	if c.header != "" {
-		if !httpguts.ValidHeaderFieldName(c.header) {
-			return carrier{}, fmt.Errorf("request_header %q is not a header name: write letters, digits and hyphens", h.RequestHeader)
-		}
-		if reservedHeader(c.header) {
-			return carrier{}, fmt.Errorf("request_header %s has a meaning of its own: choose a name of yours, such as %s", c.header, DefaultRequestHeader)
-		}
-	}
-	if c.cookie != "" {
-		if strings.ContainsFunc(c.cookie, func(r rune) bool { return notBase64URL(r) && r != '.' }) {
-			return carrier{}, fmt.Errorf("request_cookie %q is not a cookie name: write letters, digits, hyphens and underscores", c.cookie)
-		}
-		if !strings.ContainsFunc(c.cookie, func(r rune) bool { return r < utf8.RuneSelf && isAlphanumeric(byte(r)) }) { //nolint:gosec // ASCII
-			return carrier{}, fmt.Errorf("request_cookie %q has no letter: servers take such names for white space", c.cookie)
-		}
-	}
-	return c, nil
-}
-
-// reservedHeader reports whether a header's name means something to servers,
-// proxies or browsers already.
-func reservedHeader(name string) bool {
-	folded := strings.ToLower(strings.NewReplacer("_", "-", ".", "-").Replace(name))
-	for _, prefix := range []string{"accept", "access-control-", "content-", "if-", "proxy-", "sec-", "x-forwarded-"} {
-		if strings.HasPrefix(folded, prefix) {
-			return true
-		}
-	}
-	switch folded {
-	case "authorization", "cookie", "set-cookie", "host", "connection", "keep-alive", "te", "trailer",
-		"transfer-encoding", "upgrade", "expect", "range", "forwarded", "via", "max-forwards", "early-data",
-		"user-agent", "referer", "origin", "date", "from", "cache-control", "pragma", "x-real-ip",
-		"x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url",
-		"remote-user", "remote-groups", "remote-name", "remote-email", "x-remote-user", "x-client-ip", "client-ip",
-		"true-client-ip", "cf-connecting-ip", "fastly-client-ip", "x-cluster-client-ip",
-		"x-viewer-rejected", "x-viewer-document", "x-viewer-permissions", "x-viewer-user":
-		return true
-	default:
-		return false
-	}
 }
 
 // poolSettings returns what decides which pool of tokens the handler uses.

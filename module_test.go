@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/viewersession/caddy-viewer-session/internal/strip"
 )
 
 // handlerFromJSON reads a handler's config as Caddy does.
@@ -59,8 +61,8 @@ func TestDefaults(t *testing.T) {
 		"rate":          {settings.rate, 100.0},
 		"burst":         {settings.burst, 1000},
 		"cache_size":    {settings.cacheSize, int64(64 * 1024 * 1024)},
-		"header":        {h.carrier.header, "X-Viewer-Session"},
-		"cookie":        {h.carrier.cookie, ""},
+		"header":        {h.names.Header, "X-Viewer-Session"},
+		"cookie":        {h.names.Cookie, ""},
 		"ttl":           {ask.static.ttl, time.Hour},
 		"min_remaining": {ask.static.minRemaining, 15 * time.Minute},
 		"permissions":   {fmt.Sprint(ask.static.permissions), "[read]"},
@@ -84,8 +86,8 @@ func TestCookieTakesThePlaceOfTheDefaultHeader(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if h.carrier != newCarrier(test.header, test.cookie) {
-			t.Errorf("%s: got %+v", test.members, h.carrier)
+		if h.names != strip.New(test.header, test.cookie) {
+			t.Errorf("%s: got %+v", test.members, h.names)
 		}
 	}
 }

@@ -170,7 +170,9 @@ func matchesDefaultIDFormat(id string) bool {
 		return false
 	}
 	for i := 0; i < len(id); i++ {
-		if c := id[i]; !isAlphanumeric(c) && c != '_' && c != '~' && c != '-' {
+		switch c := id[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_', c == '~', c == '-':
+		default:
 			return false
 		}
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/viewersession/caddy-viewer-session/internal/strip"
 )
 
 const (
@@ -27,48 +29,48 @@ const (
 	rejectedHeader = "X-Viewer-Rejected"
 )
 
-// rejectedCarrier takes the browser's word on a rejected token off requests.
-var rejectedCarrier = newCarrier(rejectedHeader, "")
+// rejectedNames are stripped on session paths: they are for the gateway alone.
+var rejectedNames = strip.New(rejectedHeader, "")
 
 // serveSession answers a request to a path at which the browser fetches its
 // token. The app is asked first, and gets no token: if it answers 204, the
 // browser gets one. Any other answer of the app passes as it is.
-func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, visit *visit, template *askTemplate) error {
-	visit.bypass() // unless the app says yes
+func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, info *requestInfo, template *askTemplate) error {
+	info.bypass() // unless the app says yes
 	if rejected := r.Header.Get(rejectedHeader); rejected != "" {
-		visit.rejected = rejected
+		info.rejected = rejected
 	}
-	rejectedCarrier.strip(r)
+	rejectedNames.Strip(r, nil)
 
 	fetches := (r.Method == http.MethodGet || r.Method == http.MethodHead) && !getsNone(r)
 	if site := r.Header.Get("Sec-Fetch-Site"); fetches && (site == "cross-site" || site == "same-site") {
-		return h.failSession(w, visit, &failure{reason: reasonCrossSite, err: fmt.Errorf("a %s page asks for a token", site)})
+		return h.failSession(w, info, &failure{reason: reasonCrossSite, err: fmt.Errorf("a %s page asks for a token", site)})
 	}
 	// What the request is worth is settled before the app is called, which may
 	// run handlers that change placeholders.
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	var ask ask
-	missing := template.resolve(&ask, repl, visit.documentID)
+	missing := template.resolve(&ask, repl, info.documentID)
 
 	guard := &answerGuard{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, fetches: fetches}
 	err := next.ServeHTTP(guard, r)
 	dropAnswer(w.Header())
 	if err != nil || !guard.saidYes {
-		h.bypass(visit)
+		h.bypass(info)
 		return err
 	}
 
 	f := guard.answer.apply(&ask, &missing, h.fits)
-	visit.documentID = ask.documentID
+	info.documentID = ask.documentID
 	if f != nil {
-		return h.failSession(w, visit, f)
+		return h.failSession(w, info, f)
 	}
-	token, result, f := h.pool.getAnother(r.Context(), &ask, visit.rejected)
+	token, result, f := h.pool.getAnother(r.Context(), &ask, info.rejected)
 	if f != nil {
-		return h.failSession(w, visit, f)
+		return h.failSession(w, info, f)
 	}
 	h.pool.counters.countRequest(result)
-	visit.set(result, token, nil)
+	info.set(result, token, nil)
 	return writeSession(w, r, token)
 }
 
@@ -139,9 +141,9 @@ func (g *answerGuard) FlushError() error {
 
 // failSession answers with an error: on_error has no say here, since the
 // browser needs a token or a reason.
-func (h *Handler) failSession(w http.ResponseWriter, visit *visit, f *failure) error {
+func (h *Handler) failSession(w http.ResponseWriter, info *requestInfo, f *failure) error {
 	keepPrivate(w.Header())
-	return h.fail(w, visit, f)
+	return h.fail(w, info, f)
 }
 
 func writeSession(w http.ResponseWriter, r *http.Request, token *token) error {

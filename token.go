@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
 )
@@ -280,5 +279,5 @@ func stringMember(object map[string]json.RawMessage, name string) string {
 }
 
 func notBase64URL(r rune) bool {
-	return r >= utf8.RuneSelf || !isAlphanumeric(byte(r)) && r != '-' && r != '_' //nolint:gosec // ASCII
+	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
 }

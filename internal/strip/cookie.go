@@ -1,4 +1,4 @@
-package viewersession
+package strip
 
 import (
 	"net/http"
@@ -15,13 +15,13 @@ import (
 func stripCookie(header http.Header, name string) {
 	lines := header["Cookie"]
 	for i, line := range lines {
-		if !mayHoldCookie(line, name) {
+		if !MayHoldCookie(line, name) {
 			continue
 		}
 		kept := make([]string, 0, len(lines))
 		kept = append(kept, lines[:i]...)
 		for _, line := range lines[i:] {
-			if mayHoldCookie(line, name) {
+			if MayHoldCookie(line, name) {
 				line = rebuildCookies(line, name)
 			}
 			if line != "" {
@@ -37,9 +37,9 @@ func stripCookie(header http.Header, name string) {
 	}
 }
 
-// removeCookie takes off a cookie with this very value, and leaves everything
+// RemoveCookie takes off a cookie with this very value, and leaves everything
 // beside it as it is.
-func removeCookie(header http.Header, name, value string) {
+func RemoveCookie(header http.Header, name, value string) {
 	pair := name + "=" + value
 	var kept []string
 	for _, line := range header["Cookie"] {
@@ -66,7 +66,7 @@ func rebuildCookies(line, name string) string {
 	for pair := range strings.SplitSeq(line, ";") {
 		pair = strings.Trim(pair, " \t")
 		key, value, ok := strings.Cut(pair, "=")
-		if !ok || !isToken(key) || !isCookieValue(value) || mayHoldCookie(key, name) || bracketsCookie(value, name) {
+		if !ok || !isToken(key) || !isCookieValue(value) || MayHoldCookie(key, name) || bracketsCookie(value, name) {
 			continue
 		}
 		if kept.Len() > 0 {
@@ -137,7 +137,7 @@ func isCookieValue(value string) bool {
 	return true
 }
 
-// mayHoldCookie reports whether some server could find the cookie with this
+// MayHoldCookie reports whether some server could find the cookie with this
 // name in the line: whether, decoded and folded as servers do, the name is in it
 // with an equals sign behind it, white space and the like aside, or makes up a
 // whole pair. It takes time in proportion to the line, and allocates nothing.
@@ -146,7 +146,7 @@ func isCookieValue(value string) bool {
 // letters of either case, "_" for what PHP makes of ".", " ", "[" and "+", and
 // anything with backslashes in between. What is in front must not be able to be
 // part of a name, for then it is a longer one.
-func mayHoldCookie(line, name string) bool {
+func MayHoldCookie(line, name string) bool {
 	pairStart := true // nothing but what is skipped since the last semicolon
 	nameStart := true // no character of a name directly in front, "+" aside
 	first := cookieBytes[name[0]].folded

@@ -1,35 +1,46 @@
-package viewersession
+// Package strip removes from requests what clients must not choose: whatever
+// some server could read as a trusted header or cookie, and upgrades that would
+// open a tunnel to the app.
+package strip
 
 import (
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 )
 
-// carrier is where a token travels: the names of the header and the cookie,
-// either of which may be empty. What clients send under these names never
-// reaches the next handler.
-type carrier struct {
-	header  string // canonical
-	cookie  string
-	letters int // and digits in header
+// Names are the header and the cookie that carry a trusted value. Either may be
+// empty. What clients send under these names never reaches the next handler.
+type Names struct {
+	Header  string // canonical
+	Cookie  string
+	letters int // and digits in Header
 }
 
-func newCarrier(header, cookie string) carrier {
-	c := carrier{header: header, cookie: cookie}
+// New returns the names. The header's must be in canonical form.
+func New(header, cookie string) Names {
+	n := Names{Header: header, Cookie: cookie}
 	for i := range len(header) {
 		if isAlphanumeric(header[i]) {
-			c.letters++
+			n.letters++
 		}
 	}
-	return c
+	return n
 }
 
-// strip removes whatever the client sent under the carrier's names. It runs
-// before anything else, on every request that reaches the handler, so that no
-// branch (another path, an error, on_error pass) can let a client's value
-// through to an app that trusts the name.
-func (c carrier) strip(r *http.Request) {
+// Placed is a value that the gateway has put on a request under these names,
+// after it had removed the client's.
+type Placed struct {
+	*Names
+	Value string
+}
+
+// Strip removes whatever the client sent under the names, in the header, the
+// cookies and the trailers, any mention of them in Connection, and every upgrade
+// but to WebSocket. placed returns what must be left alone because the gateway
+// has put it there; nil for nothing.
+func (n Names) Strip(r *http.Request, placed func(*http.Request) []Placed) {
 	var connection, upgrade []string
 	for name, values := range r.Header {
 		switch name {
@@ -40,36 +51,44 @@ func (c carrier) strip(r *http.Request) {
 		case "Http2-Settings":
 			delete(r.Header, name)
 		}
-		if c.aliasesHeader(name) && !visitOf(r).carriesHeader(name) {
+		if n.aliasesHeader(name) && !(placed != nil && holdsHeader(placed(r), name)) {
 			delete(r.Header, name)
 		}
 	}
-	if c.cookie != "" && !visitOf(r).carriesCookie(c.cookie) {
-		stripCookie(r.Header, c.cookie)
+	if n.Cookie != "" && !(placed != nil && holdsCookie(placed(r), n.Cookie)) {
+		stripCookie(r.Header, n.Cookie)
 	}
 	tunnel := len(upgrade) > 0 && stripUpgrade(r.Header, upgrade)
 	if len(connection) > 0 {
 		// A header named in Connection is dropped by the next proxy as
 		// hop-by-hop. A client that names ours would get our token removed,
 		// and could make the app fall back to something weaker.
-		c.stripConnection(r.Header, connection, tunnel)
+		n.stripConnection(r.Header, connection, tunnel)
 	}
 	if r.Trailer != nil {
-		c.stripTrailer(r.Trailer)
+		n.stripTrailer(r.Trailer)
 		if r.Body != nil {
 			// Trailers are filled in when the body has been read.
-			r.Body = &trailerStripper{ReadCloser: r.Body, carrier: c, trailer: r.Trailer}
+			r.Body = &trailerStripper{ReadCloser: r.Body, names: n, trailer: r.Trailer}
 		}
 	}
+}
+
+func holdsHeader(placed []Placed, name string) bool {
+	return slices.ContainsFunc(placed, func(p Placed) bool { return p.Header == name })
+}
+
+func holdsCookie(placed []Placed, name string) bool {
+	return slices.ContainsFunc(placed, func(p Placed) bool { return p.Cookie != "" && MayHoldCookie(p.Cookie, name) })
 }
 
 // aliasesHeader reports whether an app could take a header of this name for the
 // carrier's. CGI, WSGI and Rack apps see X_Viewer_Session, X.Viewer.Session and
 // X-Viewer-Session as one and the same variable, and other servers fold more.
-func (c carrier) aliasesHeader(name string) bool {
+func (n Names) aliasesHeader(name string) bool {
 	// Most names are longer or shorter, or begin with another letter, which is
 	// seen here without a call.
-	return len(name) >= c.letters && c.header != "" && (name[0]|0x20 == c.header[0]|0x20 || !isAlphanumeric(name[0])) && foldsToHeader(name, c.header)
+	return len(name) >= n.letters && n.Header != "" && (name[0]|0x20 == n.Header[0]|0x20 || !isAlphanumeric(name[0])) && foldsToHeader(name, n.Header)
 }
 
 // foldsToHeader reports whether name is the header's but for case, or would be
@@ -127,20 +146,20 @@ func stripUpgrade(header http.Header, lines []string) (removed bool) {
 
 // hides reports whether name, as a header's name, is one that must not be
 // named in Connection or sent as a trailer.
-func (c carrier) hides(name string) bool {
-	return name != "" && c.header != "" && foldsToHeader(name, c.header) ||
-		c.cookie != "" && foldsToHeader(name, "Cookie")
+func (n Names) hides(name string) bool {
+	return name != "" && n.Header != "" && foldsToHeader(name, n.Header) ||
+		n.Cookie != "" && foldsToHeader(name, "Cookie")
 }
 
 // stripConnection takes what must not be named out of Connection, and Upgrade if
 // that has been removed.
-func (c carrier) stripConnection(header http.Header, lines []string, tunnel bool) {
+func (n Names) stripConnection(header http.Header, lines []string, tunnel bool) {
 	var kept []string
 	changed := false
 	for _, line := range lines {
 		for option := range strings.SplitSeq(line, ",") {
 			option = strings.TrimSpace(option)
-			if c.hides(option) || strings.EqualFold(option, "HTTP2-Settings") || tunnel && strings.EqualFold(option, "Upgrade") {
+			if n.hides(option) || strings.EqualFold(option, "HTTP2-Settings") || tunnel && strings.EqualFold(option, "Upgrade") {
 				changed = true
 				continue
 			}
@@ -156,19 +175,19 @@ func (c carrier) stripConnection(header http.Header, lines []string, tunnel bool
 	}
 }
 
-func (c carrier) stripTrailer(trailer http.Header) {
+func (n Names) stripTrailer(trailer http.Header) {
 	for name := range trailer {
-		if c.hides(name) {
+		if n.hides(name) {
 			delete(trailer, name)
 		}
 	}
 }
 
-// trailerStripper removes the carrier's names from the request's trailers at
+// trailerStripper removes the names from the request's trailers at
 // the moment when they become known, before the reader of the body sees them.
 type trailerStripper struct {
 	io.ReadCloser
-	carrier carrier
+	names   Names
 	trailer http.Header
 }
 
@@ -176,7 +195,7 @@ type trailerStripper struct {
 func (t *trailerStripper) Read(p []byte) (int, error) {
 	n, err := t.ReadCloser.Read(p)
 	if err != nil {
-		t.carrier.stripTrailer(t.trailer)
+		t.names.stripTrailer(t.trailer)
 	}
 	return n, err
 }

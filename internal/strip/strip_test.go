@@ -1,4 +1,4 @@
-package viewersession
+package strip
 
 import (
 	"fmt"
@@ -18,13 +18,13 @@ import (
 )
 
 func TestStripHeaderAliases(t *testing.T) {
-	c := newCarrier("X-Viewer-Session", "")
+	c := New("X-Viewer-Session", "")
 	for _, name := range []string{
 		"X-Viewer-Session", "x-viewer-session", "X-VIEWER-SESSION", "X_Viewer_Session", "x_viewer_session", "X.Viewer.Session",
 		"X-Viewer_Session", "X_Viewer.Session", "x.VIEWER-session", "X__Viewer_Session", "_X-Viewer-Session", "X-Viewer-Session~", "X!ViewerSession", "XViewer|Session", "X'V*i+e`w^e$r%S&e#ssion",
 	} {
 		r := &http.Request{Header: http.Header{name: {"evil", "evil"}, "X-Other": {"a"}}}
-		c.strip(r)
+		c.Strip(r, nil)
 		if want := (http.Header{"X-Other": {"a"}}); !reflect.DeepEqual(r.Header, want) {
 			t.Errorf("%s: got %v", name, r.Header)
 		}
@@ -34,7 +34,7 @@ func TestStripHeaderAliases(t *testing.T) {
 		"Cookie", "Viewer_session", "XViewerSession", "X-View-er-Session", "X-Viewer-Session-", "Z_Viewer_Session",
 	} {
 		r := &http.Request{Header: http.Header{name: {"mine"}}}
-		c.strip(r)
+		c.Strip(r, nil)
 		if want := (http.Header{name: {"mine"}}); !reflect.DeepEqual(r.Header, want) {
 			t.Errorf("%s: got %v", name, r.Header)
 		}
@@ -43,7 +43,7 @@ func TestStripHeaderAliases(t *testing.T) {
 	for _, configured := range []string{"X_token", "X.token", "X-Token"} {
 		for _, name := range []string{"X_Token", "x.token", "X-TOKEN", configured} {
 			r := &http.Request{Header: http.Header{name: {"evil"}}}
-			newCarrier(configured, "").strip(r)
+			New(configured, "").Strip(r, nil)
 			if len(r.Header) != 0 {
 				t.Errorf("%s configured: %s stays", configured, name)
 			}
@@ -55,7 +55,7 @@ func TestStripAllAliasesAtOnce(t *testing.T) {
 	r := &http.Request{Header: http.Header{
 		"X-Viewer-Session": {"a"}, "X_viewer_session": {"b"}, "X.Viewer.Session": {"c"}, "Accept": {"d"},
 	}}
-	newCarrier("X-Viewer-Session", "").strip(r)
+	New("X-Viewer-Session", "").Strip(r, nil)
 	if want := (http.Header{"Accept": {"d"}}); !reflect.DeepEqual(r.Header, want) {
 		t.Errorf("got %v", r.Header)
 	}
@@ -66,18 +66,18 @@ func TestStripLeavesTheOtherKindAlone(t *testing.T) {
 		return http.Header{"X-Viewer-Session": {"a"}, "Cookie": {"viewer_session=b"}, "Connection": {"cookie, x-viewer-session"}}
 	}
 	for _, test := range []struct {
-		carrier carrier
-		want    http.Header
+		names Names
+		want  http.Header
 	}{
-		{newCarrier("X-Viewer-Session", ""), http.Header{"Cookie": {"viewer_session=b"}, "Connection": {"cookie"}}},
-		{newCarrier("", "viewer_session"), http.Header{"X-Viewer-Session": {"a"}, "Connection": {"x-viewer-session"}}},
-		{newCarrier("X-Viewer-Session", "viewer_session"), http.Header{}},
-		{carrier{}, header()},
+		{New("X-Viewer-Session", ""), http.Header{"Cookie": {"viewer_session=b"}, "Connection": {"cookie"}}},
+		{New("", "viewer_session"), http.Header{"X-Viewer-Session": {"a"}, "Connection": {"x-viewer-session"}}},
+		{New("X-Viewer-Session", "viewer_session"), http.Header{}},
+		{Names{}, header()},
 	} {
 		r := &http.Request{Header: header()}
-		test.carrier.strip(r)
+		test.names.Strip(r, nil)
 		if !reflect.DeepEqual(r.Header, test.want) {
-			t.Errorf("%+v: got %v, want %v", test.carrier, r.Header, test.want)
+			t.Errorf("%+v: got %v, want %v", test.names, r.Header, test.want)
 		}
 	}
 }
@@ -105,7 +105,7 @@ func TestStripConnection(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := &http.Request{Header: http.Header{"Connection": strings.Split(test.lines, "|")}}
-			newCarrier("X-Viewer-Session", "viewer_session").strip(r)
+			New("X-Viewer-Session", "viewer_session").Strip(r, nil)
 			if got := strings.Join(r.Header["Connection"], "|"); got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
@@ -134,11 +134,11 @@ func TestStripUpgrade(t *testing.T) {
 		{"Upgrade", "", "", ""},
 		{"close", "h2c", "close", ""},
 	} {
-		for _, c := range []carrier{newCarrier("X-Viewer-Session", ""), newCarrier("", "viewer_session")} {
+		for _, c := range []Names{New("X-Viewer-Session", ""), New("", "viewer_session")} {
 			r := &http.Request{Header: http.Header{
 				"Connection": strings.Split(test.connection, "|"), "Upgrade": strings.Split(test.upgrade, "|"), "Http2-Settings": {"AAMAAABkAAQAAP__"},
 			}}
-			c.strip(r)
+			c.Strip(r, nil)
 			if got := strings.Join(r.Header["Connection"], "|"); got != test.wantConnection {
 				t.Errorf("%+v: Connection %q", test, got)
 			}
@@ -155,7 +155,7 @@ func TestStripUpgrade(t *testing.T) {
 func TestStripConnectionLeavesTheCallersSliceAlone(t *testing.T) {
 	lines := []string{"Upgrade, X-Viewer-Session", "close"}
 	r := &http.Request{Header: http.Header{"Connection": lines}}
-	newCarrier("X-Viewer-Session", "").strip(r)
+	New("X-Viewer-Session", "").Strip(r, nil)
 	if lines[0] != "Upgrade, X-Viewer-Session" || lines[1] != "close" {
 		t.Errorf("changed in place: %q", lines)
 	}
@@ -163,11 +163,11 @@ func TestStripConnectionLeavesTheCallersSliceAlone(t *testing.T) {
 
 // trailerServer answers with the trailers that a handler finds behind strip,
 // in a copy of the request, as Caddy hands one on.
-func trailerServer(t *testing.T, c carrier) net.Addr {
+func trailerServer(t *testing.T, n Names) net.Addr {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, original *http.Request) {
 		r := original.WithContext(original.Context())
-		c.strip(r)
+		n.Strip(r, nil)
 		declared := len(r.Trailer)
 		body, err := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%d %s %v %v", declared, body, err, maps.Clone(r.Trailer))
@@ -177,7 +177,7 @@ func trailerServer(t *testing.T, c carrier) net.Addr {
 }
 
 func TestStripTrailers(t *testing.T) {
-	c := newCarrier("X-Viewer-Session", "viewer_session")
+	c := New("X-Viewer-Session", "viewer_session")
 	addr := trailerServer(t, c)
 	for _, test := range []struct{ name, declared, sent, want string }{
 		{"declared", "X-Viewer-Session", "X-Viewer-Session: evil\r\n", "0 body <nil> map[]"},
@@ -217,7 +217,7 @@ func TestStripTrailers(t *testing.T) {
 func TestStripLeavesABodyWithoutTrailersAlone(t *testing.T) {
 	body := io.NopCloser(strings.NewReader("body"))
 	r := &http.Request{Header: http.Header{}, Body: body}
-	newCarrier("X-Viewer-Session", "").strip(r)
+	New("X-Viewer-Session", "").Strip(r, nil)
 	if r.Body != body {
 		t.Error("the body is wrapped")
 	}
@@ -398,25 +398,6 @@ func TestStripCookieOfOtherNames(t *testing.T) {
 	}
 }
 
-// Names that could not be told apart after folding and unescaping are refused
-// when the config loads.
-func TestCookieNames(t *testing.T) {
-	for name, want := range map[string]bool{
-		"viewer_session": true, "__Host-viewer": true, "viewer.session": true, "a": true, "A1-._": true,
-		"x%41": false, "100%": false, "a+b": false, "a b": false, "a=b": false, "a;b": false, "a,b": false, "a[b]": false, `"a"`: false, "a\x00": false, "ä": false, "a\t": false,
-	} {
-		c, err := (&Handler{RequestCookie: name}).newCarrier()
-		if (err == nil) != want {
-			t.Errorf("%q: %v", name, err)
-		}
-		if err == nil {
-			if left := stripped(c.cookie, "a1=1; "+name+"=evil"); strings.Join(left, "|") != "a1=1" {
-				t.Errorf("%q: %q is left", name, left)
-			}
-		}
-	}
-}
-
 // PHP up to 7.4.10 decodes a cookie's name and skips the blanks in front of it
 // after that.
 func TestStripCookieBehindAnEscapedBlank(t *testing.T) {
@@ -536,8 +517,8 @@ func FuzzStripCookie(f *testing.F) {
 		f.Add("b=2; viewer_session=evil", seed, "viewer.session")
 	}
 	f.Fuzz(func(t *testing.T, first, second, name string) {
-		if _, err := (&Handler{RequestCookie: name}).newCarrier(); err != nil || name == "" {
-			return
+		if strings.Trim(name, "._-") == "" || strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") != "" {
+			return // refused when the config loads
 		}
 		left := stripped(name, first, second)
 		if found := whoReads(name, left); found != "" {
@@ -593,7 +574,7 @@ func FuzzStripHeader(f *testing.F) {
 				return c
 			}, cgi(name))
 		}
-		newCarrier(configured, "").strip(r)
+		New(configured, "").Strip(r, nil)
 		for where, fields := range map[string]http.Header{"header": r.Header, "trailer": r.Trailer} {
 			_, left := fields[name]
 			if left && cgi(name) == cgi(configured) && (where == "trailer" || name != "Connection") {
