@@ -136,7 +136,7 @@ func TestAdaptedHandlersCompile(t *testing.T) {
 			if err := h.compile(); err != nil {
 				t.Errorf("%s: %v", file, err)
 			}
-			if _, _, err := h.poolSettings(); err != nil {
+			if _, _, err := h.settings(); err != nil {
 				t.Errorf("%s: %v", file, err)
 			}
 		})

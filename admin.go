@@ -74,13 +74,13 @@ type poolStatus struct {
 	CachedBytes   int64             `json:"cached_bytes"`
 	CacheSize     int64             `json:"cache_size"`
 	CacheRejected uint64            `json:"cache_rejected"`
-	BackOff       *troubleStatus    `json:"back_off"`
+	BackOff       *errorStatus      `json:"back_off"`
 	FailingSince  *time.Time        `json:"failing_since"`
-	LastError     *troubleStatus    `json:"last_error"`
+	LastError     *errorStatus      `json:"last_error"`
 	Store         *storeStatus      `json:"store"` // null if there is none
 }
 
-type troubleStatus struct {
+type errorStatus struct {
 	At     *time.Time `json:"at,omitempty"`
 	Until  *time.Time `json:"until,omitempty"`
 	Reason string     `json:"reason,omitempty"`
@@ -91,7 +91,7 @@ type troubleStatus struct {
 type storeStatus struct {
 	Operations   map[string]map[string]uint64 `json:"operations"`
 	FailingSince *time.Time                   `json:"failing_since"`
-	LastError    *troubleStatus               `json:"last_error"`
+	LastError    *errorStatus                 `json:"last_error"`
 }
 
 func (p *pool) storeStatus() *storeStatus {
@@ -103,16 +103,9 @@ func (p *pool) storeStatus() *storeStatus {
 		if s.Operations[o.operation] == nil {
 			s.Operations[o.operation] = make(map[string]uint64)
 		}
-		s.Operations[o.operation][o.outcome] = p.counters.store[i].Load()
+		s.Operations[o.operation][o.outcome] = p.stats.store[i].Load()
 	}
-	p.storeTrouble.mu.Lock()
-	defer p.storeTrouble.mu.Unlock()
-	if p.storeTrouble.last != "" {
-		s.LastError = &troubleStatus{At: new(p.storeTrouble.at), Error: p.storeTrouble.last}
-	}
-	if !p.storeTrouble.since.IsZero() {
-		s.FailingSince = new(p.storeTrouble.since)
-	}
+	s.FailingSince, s.LastError = p.stats.sharing.status()
 	return s
 }
 
@@ -123,36 +116,27 @@ func (p *pool) status(now clock.Time) poolStatus {
 		Since:         p.started.Wall(),
 		Requests:      make(map[string]uint64),
 		Mints:         make(map[string]uint64),
-		MintsInFlight: p.counters.inFlight.Load(),
-		RateLimited:   p.counters.rateLimited.Load(),
+		MintsInFlight: p.stats.inFlight.Load(),
+		RateLimited:   p.stats.rateLimited.Load(),
 		CacheSize:     p.settings.cacheSize,
-		CacheRejected: p.counters.cacheRejected.Load(),
+		CacheRejected: p.stats.turnedAway.Load(),
+		Handlers:      p.members.count(),
 		Store:         p.storeStatus(),
 	}
 	for r := resultHit; r <= resultError; r++ {
-		s.Requests[r.String()] = p.counters.requests[r].Load()
+		s.Requests[r.String()] = p.stats.requests[r].Load()
 	}
 	for i, o := range outcomes {
-		s.Mints[string(o)] = p.counters.mints[i].Load()
+		s.Mints[o] = p.stats.mints[i].Load()
 	}
-	if at := p.counters.lastMint.Load(); at != 0 {
+	if at := p.stats.lastMint.Load(); at != 0 {
 		s.LastMint = new(time.Unix(0, at))
 	}
 	s.CachedTokens, s.CachedBytes = p.cache.size()
-	if until, cause := p.backoff.heldUntil(now); cause != nil {
-		s.BackOff = &troubleStatus{Until: new(until.Wall()), Reason: string(cause.reason), Error: cause.Error()}
+	if until, cause := p.minter.HeldBack(now); cause != nil {
+		s.BackOff = &errorStatus{Until: new(until.Wall()), Reason: string(cause.Reason), Error: cause.Error()}
 	}
-	p.mu.Lock()
-	s.Handlers = len(p.tenants)
-	p.mu.Unlock()
-	p.trouble.mu.Lock()
-	defer p.trouble.mu.Unlock()
-	if last := p.trouble.last; last != nil {
-		s.LastError = &troubleStatus{At: new(p.trouble.at), Reason: string(last.reason), Error: last.Error()}
-	}
-	if !p.trouble.since.IsZero() {
-		s.FailingSince = new(p.trouble.since)
-	}
+	s.FailingSince, s.LastError = p.stats.minting.status()
 	return s
 }
 

@@ -28,7 +28,7 @@ func TestAllocationBudget(t *testing.T) {
 				if err := h.ServeHTTP(p.w, p.r, nothing); err != nil {
 					t.Fatal(err)
 				}
-				if got := p.r.Header[http.CanonicalHeaderKey(DefaultRequestHeader)]; got != nil {
+				if got := p.r.Header[http.CanonicalHeaderKey(defaultRequestHeader)]; got != nil {
 					t.Fatal("the token stays on the request")
 				}
 				p.again()

@@ -19,7 +19,9 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 )
 
 // The benchmarks measure the handler alone: the next handler does nothing, and
@@ -37,8 +39,8 @@ var padding = strings.Repeat("x", 640)
 
 func (api *instantAPI) RoundTrip(r *http.Request) (*http.Response, error) {
 	serial := api.mints.Add(1)
-	jwt := testJWT(map[string]any{"exp": time.Now().Add(time.Hour).Unix(), "jti": serial, "padding": padding[serial%96:]})
-	return respond(r, http.StatusCreated, `{"jwt":"`+jwt+`"}`), nil
+	jwt := dwstest.JWT(map[string]any{"exp": time.Now().Add(time.Hour).Unix(), "jti": serial, "padding": padding[serial%96:]})
+	return dwstest.Grant(jwt)
 }
 
 // instantHandler joins a pool of its own at an API that answers at once.
@@ -48,18 +50,18 @@ func instantHandler(tb testing.TB, directive string) *Handler {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	settings, endpoint, err := h.poolSettings()
+	settings, endpoint, err := h.settings()
 	if err != nil {
 		tb.Fatal(err)
 	}
 	settings.endpoint += "?" + tb.Name()
 	h.logger = zap.NewNop()
-	h.tenant = newTenant(new(instantAPI), nil, h.logger, testKey)
-	if h.pool, err = joinPool(settings, endpoint, h.tenant, clock.Now); err != nil {
+	h.member = newMember(new(instantAPI), nil, h.logger, dwstest.Key)
+	if h.pool, err = joinPool(settings, endpoint, h.member, clock.Now); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		if err := h.pool.leave(h.tenant); err != nil {
+		if err := h.pool.leave(h.member); err != nil {
 			tb.Error(err)
 		}
 	})
@@ -203,7 +205,7 @@ func BenchmarkHit(b *testing.B) {
 			requests := min(variant.tokens, 10_000)
 			serve(b, h, requests, func(i int) string { return documentPath(i * (variant.tokens / requests)) }, variant.headers...)
 			b.StopTimer()
-			if mints := h.tenant.transport.(*instantAPI).mints.Load(); mints != int64(variant.tokens) {
+			if mints := h.member.transport.(*instantAPI).mints.Load(); mints != int64(variant.tokens) {
 				b.Errorf("%d mints for %d tokens: not all were hits", mints, variant.tokens)
 			}
 		})
@@ -241,7 +243,7 @@ func BenchmarkHitParallel(b *testing.B) {
 func BenchmarkRenewing(b *testing.B) {
 	h := instantHandler(b, plainDirective)
 	fill(b, h, 1, "")
-	key := h.pool.account.Load().cacheKey(string(h.askFor("doc-0").appendKey(nil)))
+	key := h.pool.keys.cacheKey(string(h.askFor("doc-0").AppendKey(nil)))
 	p := prepare(documentPath(0), "ann")
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -326,9 +328,9 @@ func BenchmarkMillionTokens(b *testing.B) {
 }
 
 // askFor is what a request for the document would ask for.
-func (h *Handler) askFor(document string) *ask {
-	a := new(ask)
-	h.routes[0].ask.resolve(a, caddy.NewReplacer(), document)
+func (h *Handler) askFor(document string) *claims.Claims {
+	a := new(claims.Claims)
+	h.routes[0].template.Resolve(a, caddy.NewReplacer(), document)
 	return a
 }
 
@@ -342,21 +344,20 @@ func BenchmarkOverload(b *testing.B) {
 			var minted, limited, other atomic.Int64
 			var waited atomic.Int64
 			for range b.N {
-				settings := poolSettings{endpoint: b.Name(), apiKey: DefaultAPIKey, timeout: time.Second, rate: rate, burst: rate, cacheSize: minCacheSize}
-				tenant := newTenant(&fakeAPI{delay: 150 * time.Millisecond}, nil, zap.NewNop(), testKey)
-				p, err := joinPool(settings, newEndpoint(), tenant, clock.Now)
+				settings := poolSettings{endpoint: b.Name(), apiKey: defaultAPIKey, timeout: time.Second, rate: rate, burst: rate, cacheSize: minCacheSize}
+				member := newMember(&dwstest.API{Delay: 150 * time.Millisecond}, nil, zap.NewNop(), dwstest.Key)
+				p, err := joinPool(settings, newEndpoint(), member, clock.Now)
 				if err != nil {
 					b.Fatal(err)
 				}
-				for p.queue.take() { // the burst is not what is measured
-				}
+				p.useBurst(b.Context()) // which is not what is measured
 				var wg sync.WaitGroup
 				ticker := time.NewTicker(time.Duration(float64(time.Second) / (rate * times)))
 				start := time.Now()
 				for i := 0; time.Since(start) < during; i++ {
 					wg.Go(func() {
 						asked := time.Now()
-						switch _, _, f := p.get(b.Context(), testAsk(fmt.Sprint("doc", i))); {
+						switch _, _, f := p.get(b.Context(), testClaims(fmt.Sprint("doc", i))); {
 						case f == nil:
 							minted.Add(1)
 							waited.Add(int64(time.Since(asked)))
@@ -370,7 +371,7 @@ func BenchmarkOverload(b *testing.B) {
 				}
 				ticker.Stop()
 				wg.Wait()
-				if err := p.leave(tenant); err != nil {
+				if err := p.leave(member); err != nil {
 					b.Fatal(err)
 				}
 			}

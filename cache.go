@@ -35,9 +35,9 @@ const (
 	// sweepInterval is how long expired tokens stay at most.
 	sweepInterval = time.Minute
 
-	// recentShare is the part of the cache that holds tokens which ristretto
+	// overflowShare is the part of the cache that holds tokens which ristretto
 	// turned away.
-	recentShare = 8
+	overflowShare = 8
 )
 
 // tokenCache holds tokens within a bound of bytes.
@@ -68,29 +68,29 @@ type tokenCache struct {
 	closing sync.Once
 	done    chan struct{} // closed before the cache is
 
-	now      func() clock.Time
-	rejected *atomic.Uint64 // counts tokens that ristretto turned away
+	now        func() clock.Time
+	turnedAway *atomic.Uint64 // counts tokens that ristretto turned away
 
-	recent recentTokens
+	overflow overflow
 
 	purges purgeLog
 }
 
 // newTokenCache returns a cache for at most maxBytes. Goroutines run for it
 // until close is called.
-func newTokenCache(maxBytes int64, rejected *atomic.Uint64, now func() clock.Time) (*tokenCache, error) {
-	forRecent := maxBytes / recentShare
+func newTokenCache(maxBytes int64, turnedAway *atomic.Uint64, now func() clock.Time) (*tokenCache, error) {
+	forOverflow := maxBytes / overflowShare
 	c := &tokenCache{
-		seed:     maphash.MakeSeed(),
-		done:     make(chan struct{}),
-		rejected: rejected,
-		now:      now,
-		recent:   recentTokens{maxBytes: forRecent, tokens: make(map[string]*list.Element), order: list.New()},
+		seed:       maphash.MakeSeed(),
+		done:       make(chan struct{}),
+		turnedAway: turnedAway,
+		now:        now,
+		overflow:   overflow{maxBytes: forOverflow, tokens: make(map[string]*list.Element), order: list.New()},
 	}
 	var err error
 	c.main, err = ristretto.NewCache(&ristretto.Config[uint64, *token]{
 		NumCounters:        countersFor(maxBytes),
-		MaxCost:            maxBytes - forRecent,
+		MaxCost:            maxBytes - forOverflow,
 		BufferItems:        lookUpsCounted,
 		KeyToHash:          func(hash uint64) (uint64, uint64) { return hash, 0 },
 		IgnoreInternalCost: true, // it is part of tokenOverhead
@@ -126,7 +126,7 @@ func (c *tokenCache) get(key []byte) *token {
 	if t != nil && t.key() == string(key) {
 		return t
 	}
-	return c.recent.get(key)
+	return c.overflow.get(key)
 }
 
 // put stores a token and returns when look-ups can see it. One that has expired
@@ -136,7 +136,7 @@ func (c *tokenCache) put(t *token, now clock.Time) {
 	defer c.mu.RUnlock()
 	c.storing.RLock()
 	defer c.storing.RUnlock()
-	if c.closed || t.freshness(now, 0) == expired || c.purges.cover(t) {
+	if c.closed || t.freshness(now, 0) == expired || c.purges.purged(t) {
 		return
 	}
 	hash := maphash.String(c.seed, t.key())
@@ -147,12 +147,12 @@ func (c *tokenCache) put(t *token, now clock.Time) {
 	// this one would miss, and a second Set of a new key would be lost.
 	c.main.Wait()
 	if stored, _ := c.main.Get(hash); stored == t {
-		c.recent.remove(t.key())
+		c.overflow.remove(t.key())
 		return
 	}
-	c.rejected.Add(1)
-	if t.cost() <= c.recent.maxBytes/recentShare { // one must not push out all the others
-		c.recent.put(t)
+	c.turnedAway.Add(1)
+	if t.cost() <= c.overflow.maxBytes/overflowShare { // one must not push out all the others
+		c.overflow.put(t)
 	}
 }
 
@@ -164,7 +164,7 @@ func (c *tokenCache) purge(documentID string, now clock.Time) int {
 	c.storing.Lock()
 	c.purges.add(documentID, now.Mono())
 	c.storing.Unlock()
-	return c.drop(c.purges.cover, now)
+	return c.drop(c.purges.purged, now)
 }
 
 // drop deletes the tokens that are unwanted, and returns how many of them had
@@ -175,7 +175,7 @@ func (c *tokenCache) drop(unwanted func(*token) bool, now clock.Time) (dropped i
 			dropped++
 		}
 	}
-	c.recent.drop(unwanted, count)
+	c.overflow.drop(unwanted, count)
 
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -227,9 +227,9 @@ func (c *tokenCache) size() (tokens, bytes int64) {
 	if !c.closed {
 		tokens, bytes = c.count.Load(), c.main.MaxCost()-c.main.RemainingCost()
 	}
-	c.recent.mu.Lock()
-	defer c.recent.mu.Unlock()
-	return tokens + int64(len(c.recent.tokens)), bytes + c.recent.bytes
+	c.overflow.mu.Lock()
+	defer c.overflow.mu.Unlock()
+	return tokens + int64(len(c.overflow.tokens)), bytes + c.overflow.bytes
 }
 
 // close ends the cache's goroutines. Nothing is stored any more.
@@ -255,8 +255,8 @@ func (c *tokenCache) isClosing() bool {
 // cost is the memory that the cache accounts for the token.
 func (t *token) cost() int64 { return int64(len(t.text) + tokenOverhead) }
 
-// recentTokens keeps the latest tokens within a bound of bytes.
-type recentTokens struct {
+// overflow keeps the latest tokens within a bound of bytes.
+type overflow struct {
 	maxBytes int64
 	count    atomic.Int64 // lets look-ups pass without the lock while there are none
 
@@ -266,58 +266,58 @@ type recentTokens struct {
 	bytes  int64
 }
 
-func (r *recentTokens) get(key []byte) *token {
-	if r.count.Load() == 0 {
+func (o *overflow) get(key []byte) *token {
+	if o.count.Load() == 0 {
 		return nil
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if e, ok := r.tokens[string(key)]; ok {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if e, ok := o.tokens[string(key)]; ok {
 		return e.Value.(*token)
 	}
 	return nil
 }
 
-func (r *recentTokens) put(t *token) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.removeLocked(r.tokens[t.key()])
-	r.tokens[t.key()] = r.order.PushBack(t)
-	r.bytes += t.cost()
-	for e := r.order.Front(); e != nil && r.bytes > r.maxBytes; e = r.order.Front() {
-		r.removeLocked(e)
+func (o *overflow) put(t *token) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.removeLocked(o.tokens[t.key()])
+	o.tokens[t.key()] = o.order.PushBack(t)
+	o.bytes += t.cost()
+	for e := o.order.Front(); e != nil && o.bytes > o.maxBytes; e = o.order.Front() {
+		o.removeLocked(e)
 	}
-	r.count.Store(int64(len(r.tokens)))
+	o.count.Store(int64(len(o.tokens)))
 }
 
 // drop deletes the tokens that are unwanted, and tells of each.
-func (r *recentTokens) drop(unwanted func(*token) bool, dropped func(*token)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, e := range r.tokens {
+func (o *overflow) drop(unwanted func(*token) bool, dropped func(*token)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, e := range o.tokens {
 		if t := e.Value.(*token); unwanted(t) {
-			r.removeLocked(e)
+			o.removeLocked(e)
 			dropped(t)
 		}
 	}
-	r.count.Store(int64(len(r.tokens)))
+	o.count.Store(int64(len(o.tokens)))
 }
 
-func (r *recentTokens) remove(key string) {
-	if r.count.Load() == 0 {
+func (o *overflow) remove(key string) {
+	if o.count.Load() == 0 {
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.removeLocked(r.tokens[key])
-	r.count.Store(int64(len(r.tokens)))
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.removeLocked(o.tokens[key])
+	o.count.Store(int64(len(o.tokens)))
 }
 
-func (r *recentTokens) removeLocked(e *list.Element) {
+func (o *overflow) removeLocked(e *list.Element) {
 	if e == nil {
 		return
 	}
-	t := r.order.Remove(e).(*token)
-	delete(r.tokens, t.key())
-	r.bytes -= t.cost()
+	t := o.order.Remove(e).(*token)
+	delete(o.tokens, t.key())
+	o.bytes -= t.cost()
 }

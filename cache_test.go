@@ -31,7 +31,7 @@ func cachedToken(key string) *token {
 }
 
 func TestCacheIsVisibleAtOnce(t *testing.T) {
-	c := newTestCache(t, DefaultCacheSize)
+	c := newTestCache(t, defaultCacheSize)
 	for i := range 1000 {
 		key := fmt.Sprint("key", i)
 		first, second := cachedToken(key), cachedToken(key)
@@ -47,7 +47,7 @@ func TestCacheIsVisibleAtOnce(t *testing.T) {
 }
 
 func TestCacheComparesTheWholeKey(t *testing.T) {
-	c := newTestCache(t, DefaultCacheSize)
+	c := newTestCache(t, defaultCacheSize)
 	// As if the two keys had the same hash, which is all that ristretto knows.
 	other := cachedToken("somebody else")
 	c.main.Set(maphash.String(c.seed, "me"), other, other.cost())
@@ -82,8 +82,8 @@ func TestRejectedTokensAreKeptForAWhile(t *testing.T) {
 			t.Fatalf("token %d was lost at once", i)
 		}
 	}
-	if c.recent.bytes > c.recent.maxBytes || c.recent.bytes < c.recent.maxBytes/2 {
-		t.Errorf("%d bytes of rejected tokens in a room of %d", c.recent.bytes, c.recent.maxBytes)
+	if c.overflow.bytes > c.overflow.maxBytes || c.overflow.bytes < c.overflow.maxBytes/2 {
+		t.Errorf("%d bytes of rejected tokens in a room of %d", c.overflow.bytes, c.overflow.maxBytes)
 	}
 	if c.get([]byte("new999")) == nil || c.get([]byte("new0")) != nil {
 		t.Error("it is not the oldest that gave way")
@@ -91,7 +91,7 @@ func TestRejectedTokensAreKeptForAWhile(t *testing.T) {
 	// Once ristretto takes it, it stands in one place only.
 	c.main.UpdateMaxCost(minCacheSize)
 	c.put(cachedToken("new999"), clock.Now())
-	if c.recent.get([]byte("new999")) != nil {
+	if c.overflow.get([]byte("new999")) != nil {
 		t.Error("the token stands in both places")
 	}
 }
@@ -101,7 +101,7 @@ func TestOneLongKeyDoesNotPushOutAllRejectedTokens(t *testing.T) {
 	c.main.UpdateMaxCost(1)
 	kept := cachedToken("kept")
 	c.put(kept, clock.Now())
-	c.put(cachedToken(strings.Repeat("long", minCacheSize/recentShare/4)), clock.Now())
+	c.put(cachedToken(strings.Repeat("long", minCacheSize/overflowShare/4)), clock.Now())
 	if c.get([]byte("kept")) != kept {
 		t.Error("it did")
 	}
@@ -117,14 +117,14 @@ func TestCacheIsBounded(t *testing.T) {
 		bytes += tok.cost()
 		return false
 	})
-	if total := bytes + c.recent.bytes; total > minCacheSize {
+	if total := bytes + c.overflow.bytes; total > minCacheSize {
 		t.Errorf("%d bytes, more than %d", total, minCacheSize)
 	}
 	if bytes < minCacheSize/2 {
 		t.Errorf("only %d bytes are used", bytes)
 	}
-	if got, want := int64(len(c.recent.tokens)), c.recent.count.Load(); got != want || c.recent.order.Len() != int(want) {
-		t.Errorf("%d recent tokens, %d counted, %d in order", got, want, c.recent.order.Len())
+	if got, want := int64(len(c.overflow.tokens)), c.overflow.count.Load(); got != want || c.overflow.order.Len() != int(want) {
+		t.Errorf("%d recent tokens, %d counted, %d in order", got, want, c.overflow.order.Len())
 	}
 }
 
@@ -140,7 +140,7 @@ func TestExpiredTokensAreNotStored(t *testing.T) {
 // Tokens leave within a minute of their end, and only those that have ended.
 func TestExpiredTokensAreSwept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCache(t, DefaultCacheSize)
+		c := newTestCache(t, defaultCacheSize)
 		now := time.Now()
 		for i := range 100 {
 			exp := now.Add(time.Duration(i) * time.Minute).Unix()
@@ -159,7 +159,7 @@ func TestExpiredTokensAreSwept(t *testing.T) {
 
 // A token that takes the place of an expired one while that is swept out stays.
 func TestSweepLeavesTheSuccessor(t *testing.T) {
-	c := newTestCache(t, DefaultCacheSize)
+	c := newTestCache(t, defaultCacheSize)
 	old, successor := cachedToken("key"), cachedToken("key")
 	c.put(old, clock.Now())
 
@@ -183,11 +183,11 @@ func TestSweepLeavesTheSuccessor(t *testing.T) {
 // Those that ristretto turned away are swept as well.
 func TestExpiredTokensThatWereTurnedAwayAreSwept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCache(t, DefaultCacheSize)
+		c := newTestCache(t, defaultCacheSize)
 		defer c.close()
 		now := time.Now()
 		for key, life := range map[string]time.Duration{"long": time.Hour, "short": time.Minute, "other": time.Minute} {
-			c.recent.put(newTestToken(key, "jwt", now.Add(life).Unix(), now.Add(life).Unix(), now))
+			c.overflow.put(newTestToken(key, "jwt", now.Add(life).Unix(), now.Add(life).Unix(), now))
 		}
 		time.Sleep(time.Minute + sweepInterval)
 		synctest.Wait()
@@ -201,7 +201,7 @@ func TestExpiredTokensThatWereTurnedAwayAreSwept(t *testing.T) {
 // the requests that come behind it.
 func TestClosingEndsASweep(t *testing.T) {
 	for step, want := range map[string]int{"search": 1, "delete": 100} {
-		c := newTestCache(t, DefaultCacheSize)
+		c := newTestCache(t, defaultCacheSize)
 		for i := range 100 {
 			c.put(cachedToken(fmt.Sprint("key", i)), clock.Now())
 		}
@@ -224,7 +224,7 @@ func TestClosingEndsASweep(t *testing.T) {
 func TestSketchSize(t *testing.T) {
 	for size, want := range map[int64]int64{
 		minCacheSize:     1 << 13,
-		DefaultCacheSize: 1 << 19,
+		defaultCacheSize: 1 << 19,
 		1500 << 20:       1 << 23,
 		13 << 30:         1 << 27,
 		maxCacheSize:     1 << 27,

@@ -15,6 +15,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
 	"github.com/viewersession/caddy-viewer-session/internal/pattern"
 	"github.com/viewersession/caddy-viewer-session/internal/secret"
 )
@@ -129,7 +131,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := h.compile(); err != nil {
 		return d.WrapErr(err)
 	}
-	if _, _, err := h.poolSettings(); err != nil {
+	if _, _, err := h.settings(); err != nil {
 		return d.WrapErr(err)
 	}
 	return nil
@@ -349,7 +351,7 @@ func (h *Handler) unmarshalStore(d *caddyfile.Dispenser) error {
 }
 
 // unmarshalClaim reads a name and a value, typed as Caddy types scalars.
-func unmarshalClaim(d *caddyfile.Dispenser, claims *map[string]json.RawMessage) error {
+func unmarshalClaim(d *caddyfile.Dispenser, set *map[string]json.RawMessage) error {
 	option := d.Val()
 	var name string
 	if !d.Args(&name) || !d.NextArg() {
@@ -369,40 +371,40 @@ func unmarshalClaim(d *caddyfile.Dispenser, claims *map[string]json.RawMessage) 
 	if value != any(text) && string(raw) != text {
 		return d.Errf("%s %s: %s would be sent as %s; write it like that, or in quotes to send the text (in a snippet with arguments, quotes go around {args[0]})", option, name, text, raw)
 	}
-	return addClaim(d, option, claims, name, raw)
+	return addClaim(d, option, set, name, raw)
 }
 
 // unmarshalClaimJSON reads a name and a value in JSON.
-func unmarshalClaimJSON(d *caddyfile.Dispenser, claims *map[string]json.RawMessage) error {
+func unmarshalClaimJSON(d *caddyfile.Dispenser, set *map[string]json.RawMessage) error {
 	option := d.Val()
 	var name, raw string
 	if !d.Args(&name, &raw) {
 		return d.Errf("%s needs a name and JSON, in backquotes if it holds spaces or quotes", option)
 	}
-	value, err := decodeJSON(json.RawMessage(raw))
+	value, err := dws.DecodeJSON(json.RawMessage(raw))
 	if err == nil {
-		err = checkNumbers(value)
+		err = claims.CheckNumbers(value)
 	}
 	if err != nil {
 		return d.Errf("%s %s: %v", option, name, err)
 	}
-	return addClaim(d, option, claims, name, json.RawMessage(raw))
+	return addClaim(d, option, set, name, json.RawMessage(raw))
 }
 
-func addClaim(d *caddyfile.Dispenser, option string, claims *map[string]json.RawMessage, name string, value json.RawMessage) error {
+func addClaim(d *caddyfile.Dispenser, option string, set *map[string]json.RawMessage, name string, value json.RawMessage) error {
 	if d.NextArg() {
 		return d.Errf("%s %s: %q is too much; a value with spaces goes into quotes", option, name, d.Val())
 	}
-	if err := checkClaim(name, value); err != nil {
+	if err := claims.Check(name, value); err != nil {
 		return d.WrapErr(err)
 	}
-	if _, ok := (*claims)[name]; ok {
+	if _, ok := (*set)[name]; ok {
 		return d.Errf("%s %s is given twice", option, name)
 	}
-	if *claims == nil {
-		*claims = make(map[string]json.RawMessage)
+	if *set == nil {
+		*set = make(map[string]json.RawMessage)
 	}
-	(*claims)[name] = value
+	(*set)[name] = value
 	return nil
 }
 

@@ -7,6 +7,10 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 )
 
 // inDirective puts lines behind a route. The first of them is line 3.
@@ -275,18 +279,21 @@ func TestRoutesAreCompletedByTheHandler(t *testing.T) {
 		permissions, userID, varyBy, claims, documentClaims string
 		ttl, minRemaining                                   string
 	}{
-		{"[read write]", "{http.auth.user.id}", "[{http.vars.a}]", `,"floor":3,"team":"blue"`, `,"page":1`, "2h0m0s", "30m0s"},
-		{"[read]", "{http.vars.user}", "[{http.vars.b}]", `,"floor":3,"team":"red"`, `,"page":1,"zoom":2`, "8m0s", "1m0s"},
+		{"[read write]", "value of http.auth.user.id", "[{http.vars.a} value of http.vars.a]", `,"floor":3,"team":"blue"`, `,"page":1`, "2h0m0s", "30m0s"},
+		{"[read]", "value of http.vars.user", "[{http.vars.b} value of http.vars.b]", `,"floor":3,"team":"red"`, `,"page":1,"zoom":2`, "8m0s", "1m0s"},
 	} {
-		got := h.routes[i].ask
+		repl := caddy.NewEmptyReplacer()
+		repl.Map(func(name string) (any, bool) { return "value of " + name, true })
+		var got claims.Claims
+		h.routes[i].template.Resolve(&got, repl, "doc")
 		for what, pair := range map[string][2]string{
-			"permissions":     {fmt.Sprint(got.permissions), want.permissions},
-			"user_id":         {got.userID, want.userID},
-			"vary_by":         {fmt.Sprint(got.varyBy), want.varyBy},
-			"claims":          {got.claims.fixed, want.claims},
-			"document_claims": {got.documentClaims.fixed, want.documentClaims},
-			"ttl":             {got.static.ttl.String(), want.ttl},
-			"min_remaining":   {got.static.minRemaining.String(), want.minRemaining},
+			"permissions":     {fmt.Sprint(got.Permissions), want.permissions},
+			"user_id":         {got.UserID, want.userID},
+			"vary_by":         {fmt.Sprint(got.VaryBy), want.varyBy},
+			"claims":          {got.Request.Claims, want.claims},
+			"document_claims": {got.DocumentClaims, want.documentClaims},
+			"ttl":             {got.TTL.String(), want.ttl},
+			"min_remaining":   {got.MinRemaining.String(), want.minRemaining},
 		} {
 			if pair[0] != pair[1] {
 				t.Errorf("route %d: %s is %s, want %s", i+1, what, pair[0], pair[1])
@@ -419,8 +426,8 @@ var tokenOptionMistakes = []struct{ lines, want string }{
 	{`claim x "a{2,3}"`, `claim x: {2,3} cannot be a placeholder; to send the brace, write \{, at Testfile:`},
 	{"claim_json x `{\"a{b}\": 1}`", `claim_json x: the member "a{b}" has a brace in its name: placeholders are replaced in values only, at Testfile:3`},
 	{`user_id \{http.auth.user.id\}`, `user_id \{http.auth.user.id\} is the same for everybody: give a placeholder that names the user, for example {http.auth.user.id}, or remove it, at Testfile:`},
-	{"vary_by tenant", "vary_by tenant is the same for all requests, so nothing varies by it, at Testfile:"},
-	{"vary_by {http.vars.a} tenant", "vary_by tenant is the same for all requests, so nothing varies by it, at Testfile:"},
+	{"vary_by member", "vary_by member is the same for all requests, so nothing varies by it, at Testfile:"},
+	{"vary_by {http.vars.a} member", "vary_by member is the same for all requests, so nothing varies by it, at Testfile:"},
 	{"permissions read write", "permissions read write go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want, at Testfile:"},
 	{"permissions download", "permissions download go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want, at Testfile:"},
 	{"permissions read,write", "permissions read,write go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want, at Testfile:"},

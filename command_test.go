@@ -2,7 +2,6 @@ package viewersession
 
 import (
 	"bytes"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,11 +16,12 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
+	"github.com/viewersession/caddy-viewer-session/internal/probe"
 )
 
 // runMint runs the command like a shell does. The error's text has the exit
@@ -36,7 +36,7 @@ func runMint(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	cmd.SetArgs(args)
 	err = cmd.ExecuteContext(t.Context())
 	for _, text := range []string{out.String(), errs.String(), fmt.Sprint(err)} {
-		if strings.Contains(text, testKey) {
+		if strings.Contains(text, dwstest.Key) {
 			t.Errorf("the key stands in %q", text)
 		}
 		if strings.Contains(text, "eyJ") && !slices.Contains(args, "--show-token") {
@@ -60,11 +60,11 @@ func exitCodeOf(err error) int {
 // mintsFor is an API that mints for whoever has the test's key.
 func mintsFor(claims map[string]any) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "Bearer "+testKey {
+		if r.Header.Get("Authorization") != "Bearer "+dwstest.Key {
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
-		answering(http.StatusCreated, jwtReply(claims))(w, r)
+		dwstest.Answering(http.StatusCreated, dwstest.Reply(claims))(w, r)
 	}
 }
 
@@ -85,7 +85,7 @@ func TestMintCommand(t *testing.T) {
 	claims := map[string]any{"document_id": "report", "exp": exp, "note": "ab"}
 	mints := mintsFor(claims)
 	echo := func(w http.ResponseWriter, r *http.Request) { // a server that tells more than it should
-		answering(http.StatusBadRequest, `{"details":"`+r.Header.Get("Authorization")+` `+testJWT(claims)+`","requestId":"r-1"}`)(w, r)
+		dwstest.Answering(http.StatusBadRequest, `{"details":"`+r.Header.Get("Authorization")+` `+dwstest.JWT(claims)+`","requestId":"r-1"}`)(w, r)
 	}
 	noDate := func(w http.ResponseWriter, r *http.Request) {
 		w.Header()["Date"] = nil
@@ -100,35 +100,35 @@ func TestMintCommand(t *testing.T) {
 		api     http.HandlerFunc
 		key     string
 		args    []string
-		outcome outcome
+		outcome dws.Reason
 		code    int
 		says    []string
 	}{
-		"all is well":           {mints, testKey, nil, outcomeOK, 0, []string{"All is well", "201, after", "clock     as the API's", `"document_id": "report"`, `"note": "ab"`, "in (30m0|29m59)s"}},
-		"token without exp":     {mintsFor(map[string]any{"document_id": "report"}), testKey, nil, outcomeOK, 0, []string{"does not say when it expires", "in (1h0m0|59m59)s"}},
-		"no date to compare":    {noDate, testKey, nil, outcomeOK, 0, []string{"not compared"}},
-		"clock a little off":    {atClock(-12*time.Second, mints), testKey, nil, outcomeOK, 0, []string{`\+1[12] s from the API's`}},
-		"no key":                {mints, "", nil, outcomeKeyMissing, 2, []string{"The API key is missing", "environment variable TEST_KEY"}},
-		"key with its name":     {mints, "KEY=" + testKey + " x", nil, outcomeKeyMissing, 2, []string{"spaces, quotes"}},
-		"no key file":           {mints, testKey, []string{"--api-key-file", "no/such/file"}, outcomeKeyMissing, 2, []string{"the file no/such/file", "not there"}},
-		"a folder as key file":  {mints, testKey, []string{"--api-key-file", "."}, outcomeKeyMissing, 2, []string{"directory"}},
-		"Processor key":         {mints, "pdf_live_processor", nil, outcome(reasonKeyRefused), 3, []string{`refuses the key \(403\)`, "Viewer key only"}},
-		"no DWS key at all":     {mints, "sk-something", nil, outcome(reasonKeyRefused), 3, []string{"begin with pdf_live_, and this one does not"}},
-		"key refused, no clock": {atClock(-time.Hour, mints), "pdf_live_processor", nil, outcome(reasonKeyRefused), 3, []string{"refuses the key", "(1h0m0|59m59)s ahead"}},
-		"throttled":             {answering(429, "", "Retry-After", "90"), testKey, nil, outcome(reasonThrottled), 5, []string{"asks to slow down", "in 1m(30|29)s"}},
-		"in trouble":            {answering(500, `{"requestId":"r-7"}`), testKey, nil, outcome(reasonUnavailable), 4, []string{"in trouble", "answered 500", "r-7"}},
-		"wrong address":         {answering(404, ""), testKey, nil, outcome(reasonRejected), 5, []string{"answered 404", "check endpoint"}},
-		"echoes secrets":        {echo, testKey, nil, outcome(reasonRejected), 5, []string{"REDACTED", "r-1"}},
-		"a page":                {answering(200, "<html>"), testKey, nil, outcome(reasonInvalidReply), 5, []string{"not with a JSON object"}},
-		"somebody else's token": {mintsFor(map[string]any{"document_id": "other", "exp": exp}), testKey, nil, outcome(reasonInvalidReply), 5, []string{"another document"}},
-		"breaks off":            {breakingOff, testKey, nil, outcome(reasonUnavailable), 4, []string{"in trouble", "unexpected EOF"}},
-		"hangs":                 {neverAnswering, testKey, []string{"--timeout", "100ms"}, outcome(reasonTimeout), 4, []string{"within 100ms", "HTTPS_PROXY"}},
-		"clock ahead":           {atClock(-10*time.Minute, mints), testKey, nil, outcomeClockOff, 6, []string{"A token was minted", "ahead of the API's", "in (30m0|29m59)s"}},
-		"clock behind":          {atClock(10*time.Minute, mints), testKey, nil, outcomeClockOff, 6, []string{"behind the API's", "expired"}},
+		"all is well":           {mints, dwstest.Key, nil, probe.OK, 0, []string{"All is well", "201, after", "clock     as the API's", `"document_id": "report"`, `"note": "ab"`, "in (30m0|29m59)s"}},
+		"token without exp":     {mintsFor(map[string]any{"document_id": "report"}), dwstest.Key, nil, probe.OK, 0, []string{"does not say when it expires", "in (1h0m0|59m59)s"}},
+		"no date to compare":    {noDate, dwstest.Key, nil, probe.OK, 0, []string{"not compared"}},
+		"clock a little off":    {atClock(-12*time.Second, mints), dwstest.Key, nil, probe.OK, 0, []string{`\+1[12] s from the API's`}},
+		"no key":                {mints, "", nil, probe.KeyMissing, 2, []string{"The API key is missing", "environment variable TEST_KEY"}},
+		"key with its name":     {mints, "KEY=" + dwstest.Key + " x", nil, probe.KeyMissing, 2, []string{"spaces, quotes"}},
+		"no key file":           {mints, dwstest.Key, []string{"--api-key-file", "no/such/file"}, probe.KeyMissing, 2, []string{"the file no/such/file", "not there"}},
+		"a folder as key file":  {mints, dwstest.Key, []string{"--api-key-file", "."}, probe.KeyMissing, 2, []string{"directory"}},
+		"Processor key":         {mints, "pdf_live_processor", nil, dws.KeyRefused, 3, []string{`refuses the key \(403\)`, "Viewer key only"}},
+		"no DWS key at all":     {mints, "sk-something", nil, dws.KeyRefused, 3, []string{"begin with pdf_live_, and this one does not"}},
+		"key refused, no clock": {atClock(-time.Hour, mints), "pdf_live_processor", nil, dws.KeyRefused, 3, []string{"refuses the key", "(1h0m0|59m59)s ahead"}},
+		"throttled":             {dwstest.Answering(429, "", "Retry-After", "90"), dwstest.Key, nil, dws.Throttled, 5, []string{"asks to slow down", "in 1m(30|29)s"}},
+		"in trouble":            {dwstest.Answering(500, `{"requestId":"r-7"}`), dwstest.Key, nil, dws.Unavailable, 4, []string{"in trouble", "answered 500", "r-7"}},
+		"wrong address":         {dwstest.Answering(404, ""), dwstest.Key, nil, dws.Refused, 5, []string{"answered 404", "check endpoint"}},
+		"echoes secrets":        {echo, dwstest.Key, nil, dws.Refused, 5, []string{"REDACTED", "r-1"}},
+		"a page":                {dwstest.Answering(200, "<html>"), dwstest.Key, nil, dws.InvalidReply, 5, []string{"not with a JSON object"}},
+		"somebody else's token": {mintsFor(map[string]any{"document_id": "other", "exp": exp}), dwstest.Key, nil, dws.InvalidReply, 5, []string{"another document"}},
+		"breaks off":            {breakingOff, dwstest.Key, nil, dws.Unavailable, 4, []string{"in trouble", "unexpected EOF"}},
+		"hangs":                 {neverAnswering, dwstest.Key, []string{"--timeout", "100ms"}, dws.Timeout, 4, []string{"within 100ms", "HTTPS_PROXY"}},
+		"clock ahead":           {atClock(-10*time.Minute, mints), dwstest.Key, nil, probe.ClockOff, 6, []string{"A token was minted", "ahead of the API's", "in (30m0|29m59)s"}},
+		"clock behind":          {atClock(10*time.Minute, mints), dwstest.Key, nil, probe.ClockOff, 6, []string{"behind the API's", "expired"}},
 		"clock so far ahead that the token has expired": {
-			atClock(-2*time.Hour, mintsFor(map[string]any{"exp": time.Now().Add(-time.Hour).Unix()})), testKey, nil, outcomeClockOff, 6, []string{"expired already", "(2h0m0|1h59m59)s ahead"},
+			atClock(-2*time.Hour, mintsFor(map[string]any{"exp": time.Now().Add(-time.Hour).Unix()})), dwstest.Key, nil, probe.ClockOff, 6, []string{"expired already", "(2h0m0|1h59m59)s ahead"},
 		},
-		"clock so far behind that the API refuses exp": {atClock(2*time.Hour, answering(422, `{"details":"exp is past"}`)), testKey, nil, outcomeClockOff, 6, []string{"exp is past", "behind"}},
+		"clock so far behind that the API refuses exp": {atClock(2*time.Hour, dwstest.Answering(422, `{"details":"exp is past"}`)), dwstest.Key, nil, probe.ClockOff, 6, []string{"exp is past", "behind"}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -156,7 +156,7 @@ func TestMintCommand(t *testing.T) {
 			if code := exitCodeOf(err); code != test.code || stderr != "" {
 				t.Errorf("with --json: exit code %d, on stderr %q", code, stderr)
 			}
-			var r report
+			var r probe.Report
 			if err := json.Unmarshal([]byte(stdout), &r); err != nil {
 				t.Fatalf("%v in %s", err, stdout)
 			}
@@ -172,7 +172,7 @@ func TestMintCommand(t *testing.T) {
 
 func TestMintCommandAsksAsTold(t *testing.T) {
 	keyFile := filepath.Join(t.TempDir(), "key")
-	if err := os.WriteFile(keyFile, []byte(testKey+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(keyFile, []byte(dwstest.Key+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var asked map[string]any
@@ -208,7 +208,7 @@ func TestMintCommandAsksAsTold(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &got); err != nil {
 		t.Fatal(err)
 	}
-	if got["token"] != testJWT(claims) || got["expires_at"] != float64(exp) || got["status"] != 201.0 || got["clock_offset_seconds"] != 0.0 {
+	if got["token"] != dwstest.JWT(claims) || got["expires_at"] != float64(exp) || got["status"] != 201.0 || got["clock_offset_seconds"] != 0.0 {
 		t.Errorf("got %v", got)
 	}
 	wantMembers := []string{"claims", "clock_offset_seconds", "duration_seconds", "endpoint", "expires_at", "message", "ok", "outcome", "permissions_asked", "permissions_granted", "permissions_sent_as", "permissions_stated_as", "status", "token"}
@@ -217,7 +217,7 @@ func TestMintCommandAsksAsTold(t *testing.T) {
 	}
 
 	stdout, _, err = runMint(t, "--document", "{env.PATH}", "--user", "ann", "--permissions", "read write", "--endpoint", server.URL, "--api-key-file", keyFile, "--show-token")
-	if err != nil || !strings.Contains(stdout, "token     "+testJWT(claims)+"\n") {
+	if err != nil || !strings.Contains(stdout, "token     "+dwstest.JWT(claims)+"\n") {
 		t.Errorf("got %v, %s", err, stdout)
 	}
 }
@@ -235,8 +235,8 @@ func TestMintCommandLineMistakes(t *testing.T) {
 		"is plain HTTP":          {"--document", "x", "--endpoint", "http://api.example.com/viewer/sessions"},
 		"is not a URL":           {"--document", "x", "--endpoint", "api.example.com"},
 		"api-key-env api-key-fi": {"--document", "x", "--api-key-env", "A", "--api-key-file", "b"},
-		"--api-key-env: write":   {"--document", "x", "--api-key-env", testKey},
-		"--api-key-file: write":  {"--document", "x", "--api-key-file", testKey},
+		"--api-key-env: write":   {"--document", "x", "--api-key-env", dwstest.Key},
+		"--api-key-file: write":  {"--document", "x", "--api-key-file", dwstest.Key},
 		"unknown flag":           {"--document", "x", "--usr", "ann"},
 	}
 	for want, args := range tests {
@@ -248,7 +248,7 @@ func TestMintCommandLineMistakes(t *testing.T) {
 }
 
 func TestMintCommandDoesNotReachTheAPI(t *testing.T) {
-	t.Setenv("TEST_KEY", testKey)
+	t.Setenv("TEST_KEY", dwstest.Key)
 	secure := httptest.NewUnstartedServer(mintsFor(nil))
 	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
 	secure.StartTLS()
@@ -265,47 +265,6 @@ func TestMintCommandDoesNotReachTheAPI(t *testing.T) {
 		_, stderr, err := runMint(t, "--document", "x", "--endpoint", endpoint, "--api-key-env", "TEST_KEY")
 		if exitCodeOf(err) != 4 || !strings.Contains(stderr, "does not answer") || !strings.Contains(stderr, want) {
 			t.Errorf("exit code %d: %s", exitCodeOf(err), stderr)
-		}
-	}
-}
-
-func TestAdviceOnTheNetwork(t *testing.T) {
-	for want, err := range map[string]error{
-		"DNS":                  &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: "api.example.com"}},
-		"HTTPS_PROXY":          &net.OpError{Op: "proxyconnect", Net: "tcp", Err: syscall.ECONNREFUSED},
-		"this machine's clock": x509.CertificateInvalidError{Reason: x509.Expired},
-		"tls_trust_pool":       x509.CertificateInvalidError{Reason: x509.NotAuthorizedToSign},
-		"another name":         x509.HostnameError{Certificate: new(x509.Certificate), Host: "api.example.com"},
-		"Nothing accepts":      &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)},
-		"firewall":             &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.EHOSTUNREACH)},
-	} {
-		if got := adviceOn(err); !strings.Contains(got, want) {
-			t.Errorf("%v: got %q, want %q", err, got, want)
-		}
-	}
-}
-
-// The offset is never claimed to be more than it surely is.
-func TestClockOffset(t *testing.T) {
-	sent := time.Date(2026, 11, 22, 12, 0, 0, 600e6, time.UTC)
-	x := exchange{sent: clock.At(sent), answered: clock.At(sent.Add(2 * time.Second))}
-	for date, want := range map[string]time.Duration{
-		"Sun, 22 Nov 2026 12:00:00 GMT": 0,
-		"Sun, 22 Nov 2026 12:00:02 GMT": 0,
-		"Sun, 22 Nov 2026 11:59:59 GMT": 600 * time.Millisecond,
-		"Sun, 22 Nov 2026 11:59:49 GMT": 10600 * time.Millisecond,
-		"Sun, 22 Nov 2026 12:00:03 GMT": -400 * time.Millisecond,
-		"Sun, 22 Nov 2026 12:00:13 GMT": -10400 * time.Millisecond,
-	} {
-		x.date = date
-		if got, ok := x.offset(); !ok || got != want {
-			t.Errorf("%s: got %v, want %s", date, got, want)
-		}
-	}
-	for _, date := range []string{"", "today"} {
-		x.date = date
-		if got, ok := x.offset(); ok {
-			t.Errorf("%q: got %s", date, got)
 		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 )
 
 // fleetCost is what a fleet's documents cost: per document and renewal
@@ -28,10 +30,10 @@ func simulateFleet(t *testing.T, gateways, documents int, ttl, pause, duration t
 	var cost fleetCost
 	withFleet(t, gateways, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		random := rand.New(rand.NewPCG(1, uint64(gateways)))
-		asks := make([]*ask, documents)
+		asks := make([]*claims.Claims, documents)
 		for i := range asks {
-			asks[i] = testAsk(fmt.Sprint("doc-", i))
-			asks[i].ttl, asks[i].minRemaining = ttl, ttl/4
+			asks[i] = testClaims(fmt.Sprint("doc-", i))
+			asks[i].TTL, asks[i].MinRemaining = ttl, ttl/4
 		}
 		next := make([][]time.Duration, gateways)
 		for g := range next {
@@ -62,11 +64,11 @@ func simulateFleet(t *testing.T, gateways, documents int, ttl, pause, duration t
 		store.mu.Lock()
 		store.calls = nil
 		store.mu.Unlock()
-		before := fleet[0].api.count()
+		before := fleet[0].api.Count()
 		run(duration/4, duration)
 
 		intervals := float64(documents) * float64(duration*3/4) / float64(ttl)
-		cost.mints = float64(fleet[0].api.count()-before) / intervals
+		cost.mints = float64(fleet[0].api.Count()-before) / intervals
 		store.mu.Lock()
 		defer store.mu.Unlock()
 		for _, call := range store.calls {
@@ -124,10 +126,7 @@ func TestFleetCostModel(t *testing.T) {
 // simulation says: one mint and one put each, and two look-ups that find it.
 func TestFleetCostOfAColdStart(t *testing.T) {
 	withFleet(t, 3, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].api.delay = 50 * time.Millisecond
-		for _, p := range fleet {
-			p.queue.setRate(DefaultMintRate, 1000)
-		}
+		fleet[0].api.Delay = 50 * time.Millisecond
 		const documents, readers = 1000, 20
 		before := gather(t, fleet[0].endpoint.Host)
 		var wg sync.WaitGroup
@@ -135,7 +134,7 @@ func TestFleetCostOfAColdStart(t *testing.T) {
 			for reader := range readers {
 				wg.Go(func() {
 					for i := reader % (readers / 2); i < documents; i += readers / 2 {
-						if _, _, f := p.get(t.Context(), testAsk(fmt.Sprint("doc-", i))); f != nil {
+						if _, _, f := p.get(t.Context(), testClaims(fmt.Sprint("doc-", i))); f != nil {
 							t.Error(f)
 						}
 					}

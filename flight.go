@@ -2,163 +2,79 @@ package viewersession
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"sync"
-	"time"
 
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
-	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
 
-// errand is what a flight is for, but for the token that it brings.
-type errand struct {
-	renewal      bool       // nobody waits for it
-	rejected     *token     // a browser says that this one was rejected, which is the cached one
-	rejectedText string     // a browser says that this one was rejected, and none is cached
+// flightOptions say what a flight is for, beside the claims of its token.
+type flightOptions struct {
+	renewal      bool       // nobody has to wait for it
+	rejected     *token     // the cached token, which a browser says was rejected
+	rejectedText string     // a token that a browser says was rejected, if none is cached
 	span         trace.Span // of the request that led to it; nil for none
 }
 
-// flights has one flight for a key at a time, and knows who waits for it.
-type flights struct {
-	queue *queue
-	now   func() clock.Time
+// avoids reports whether it is the token that a browser says was rejected.
+func (o flightOptions) avoids(t *token) bool {
+	return o.rejected != nil && o.rejected.jwt() == t.jwt() || o.rejectedText != "" && t.is(o.rejectedText)
+}
 
+// flights has at most one flight for a name at a time, like a singleflight.Group
+// that knows who waits.
+type flights struct {
 	mu     sync.Mutex
 	byName map[string]*flight
 }
 
-// flight is a look for a token that all share who ask for the same.
+// flight gets one token for all who ask for it meanwhile.
 type flight struct {
-	name   string
-	began  time.Duration // by the queue's clock
-	landed chan struct{}
+	name    string
+	waiters *mint.Waiters
+	done    chan struct{}
 
-	// Known when it has landed.
+	// Known when it is done.
 	token   *token
 	minted  bool
 	failure *failure
-
-	waiting map[string]int // how many wait, by client; guarded by flights.mu
-	place   *place         // in the queue; guarded by flights.mu
 }
 
-// join adds the client to those who wait for the flight with this name, and
-// starts it if there is none. An empty client does not wait. The caller leaves
-// in the end.
-func (fs *flights) join(name, client string, run func(*flight)) (f *flight, started bool) {
+// start adds the client to those who wait for the flight with this name, and
+// starts it if there is none; the caller lets the client leave in the end. An
+// empty client does not wait.
+func (fs *flights) start(name, client string, newWaiters func() *mint.Waiters, run func(*flight)) (f *flight, started bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	f = fs.byName[name]
-	if f == nil {
-		f = &flight{name: name, began: fs.queue.now(), landed: make(chan struct{}), waiting: make(map[string]int)}
-		if fs.byName == nil {
-			fs.byName = make(map[string]*flight)
-		}
-		fs.byName[name], started = f, true
-		go func() {
-			run(f)
-			fs.end(f)
-			close(f.landed)
-		}()
+	if f = fs.byName[name]; f != nil && (client == "" || f.waiters.Join(client)) {
+		return f, false
 	}
-	if client == "" {
-		return f, started
+	f = &flight{name: name, waiters: newWaiters(), done: make(chan struct{})}
+	if client != "" {
+		f.waiters.Join(client)
 	}
-	f.waiting[client]++
-	if f.place != nil {
-		fs.queue.join(f.place, client)
+	if fs.byName == nil {
+		fs.byName = make(map[string]*flight)
 	}
-	return f, started
+	fs.byName[name] = f
+	go func() {
+		run(f)
+		fs.remove(f)
+		close(f.done)
+	}()
+	return f, true
 }
 
-// leave takes the client away from those who wait.
-func (fs *flights) leave(f *flight, client string) {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	if f.waiting[client]--; f.waiting[client] > 0 {
-		return
-	}
-	delete(f.waiting, client)
-	if f.place != nil {
-		fs.queue.leave(f.place, client)
-	}
-}
-
-// end lets the next who asks start another flight.
-func (fs *flights) end(f *flight) {
+// remove lets the next request start another flight.
+func (fs *flights) remove(f *flight) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.byName[f.name] == f {
 		delete(fs.byName, f.name)
-	}
-}
-
-// abandoned reports whether nobody waits for the flight any more. Then nobody
-// joins it either.
-func (fs *flights) abandoned(f *flight) bool {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	if len(f.waiting) > 0 {
-		return false
-	}
-	if fs.byName[f.name] == f {
-		delete(fs.byName, f.name)
-	}
-	return true
-}
-
-// queueUp gives the flight a place in the lines of all who wait for it.
-func (fs *flights) queueUp(f *flight, deadline time.Duration) *place {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	for client := range f.waiting {
-		if f.place == nil {
-			f.place = fs.queue.enter(client, deadline)
-		} else {
-			fs.queue.join(f.place, client)
-		}
-	}
-	return f.place
-}
-
-var errAbandoned = &failure{reason: reasonClientGone, err: errors.New("nobody waits for the token any more")}
-
-// takeTurn returns when the flight may mint, or why it may not, and how much
-// time it has for that.
-func (fs *flights) takeTurn(f *flight, timeout time.Duration) (left time.Duration, refusal *failure) {
-	if fs.abandoned(f) {
-		return 0, errAbandoned
-	}
-	if fs.queue.take() {
-		return timeout, nil
-	}
-	deadline := f.began + timeout
-	p := fs.queueUp(f, deadline)
-	if p == nil {
-		return 0, errAbandoned
-	}
-	timer := time.NewTimer(fs.queue.limit(deadline))
-	defer timer.Stop()
-	select {
-	case <-p.decided:
-	case <-timer.C:
-		fs.queue.expire(p) // unless it has just been granted
-		<-p.decided
-	}
-	if p.granted {
-		return deadline - fs.queue.now(), nil
-	}
-	if fs.abandoned(f) {
-		return 0, errAbandoned
-	}
-	return 0, &failure{
-		reason:  reasonRateLimited,
-		err:     errors.New("over mint_rate, and no turn within half of timeout; strangers may be asking for made-up documents, or mint_rate is too low"),
-		retryAt: fs.now().Add(max(p.wait, time.Second)),
 	}
 }
 

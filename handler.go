@@ -10,6 +10,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 )
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
@@ -26,29 +28,28 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	info := newRequestInfo(r, repl)
 	info.documentID = documentID
 	if route.session {
-		return h.serveSession(w, r, next, info, route.ask)
+		return h.serveSession(w, r, next, info, route.template)
 	}
-	if getsNone(r) {
+	if skipsToken(r) {
 		h.bypass(info)
 		return next.ServeHTTP(w, r)
 	}
 
 	// 3. Resolve.
-	var ask ask
-	missing := route.ask.resolve(&ask, repl, documentID)
-	if f := missing.first(); f != nil {
+	var c claims.Claims
+	if f := failureOfMissing(route.template.Resolve(&c, repl, documentID)); f != nil {
 		return h.withoutToken(w, r, next, info, f)
 	}
 
 	// 4. Get a token.
-	token, result, failure := h.pool.get(r.Context(), &ask)
+	token, result, failure := h.pool.get(r.Context(), &c)
 	if failure != nil {
 		return h.withoutToken(w, r, next, info, failure)
 	}
 
 	// 5. Inject. The token is taken off again in the end, so that error
 	// routes and handlers further out do not get it.
-	h.pool.counters.countRequest(result)
+	h.pool.stats.countRequest(result)
 	info.set(result, token, nil)
 	info.inject(r, &h.names, token.jwt())
 	defer info.remove(r)
@@ -72,7 +73,7 @@ var unresolvedHints = map[reason]string{
 func (h *Handler) bypass(info *requestInfo) {
 	info.bypass()
 	if info.result == resultBypass {
-		h.pool.counters.countRequest(resultBypass)
+		h.pool.stats.countRequest(resultBypass)
 	}
 }
 
@@ -88,10 +89,10 @@ func (h *Handler) withoutToken(w http.ResponseWriter, r *http.Request, next cadd
 
 // note records why there is no token.
 func (h *Handler) note(info *requestInfo, f *failure) {
-	h.pool.counters.countRequest(resultError)
+	h.pool.stats.countRequest(resultError)
 	info.set(resultError, nil, f)
 	if hint, ok := unresolvedHints[f.reason]; ok {
-		if suppressed, ok := h.log.open(f.reason, time.Now()); ok {
+		if suppressed, ok := h.log.allow(f.reason, time.Now()); ok {
 			h.logger.Warn(hint, zap.Error(f), zap.Int("suppressed", suppressed))
 		}
 	}
@@ -101,7 +102,7 @@ func (h *Handler) note(info *requestInfo, f *failure) {
 func (h *Handler) fail(w http.ResponseWriter, info *requestInfo, f *failure) error {
 	h.note(info, f)
 	w.Header().Set("Cache-Control", "no-store")
-	status := f.status()
+	status := f.reason.status()
 	if status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", strconv.Itoa(f.retryAfter(h.pool.now())))
 	}

@@ -20,18 +20,19 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 )
 
 // newTestHandler returns a handler as Provision makes it, with a fake API.
-func newTestHandler(t *testing.T, api *fakeAPI, caddyfile string) *Handler {
+func newTestHandler(t *testing.T, api *dwstest.API, caddyfile string) *Handler {
 	t.Helper()
 	h, err := parseTestHandler(caddyfile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.logger = zap.NewNop()
-	h.tenant = newTenant(api, nil, zap.NewNop(), "pdf_live_test")
-	if h.pool, err = joinPool(testSettings(t), newEndpoint(), h.tenant, clock.Now); err != nil {
+	h.member = newMember(api, nil, zap.NewNop(), "pdf_live_test")
+	if h.pool, err = joinPool(testSettings(t), newEndpoint(), h.member, clock.Now); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -79,7 +80,7 @@ func placeholder(r *http.Request, name string) string {
 }
 
 func TestTokenReachesTheApp(t *testing.T) {
-	h := newTestHandler(t, new(fakeAPI), oneRoute)
+	h := newTestHandler(t, new(dwstest.API), oneRoute)
 	var jwts []string
 	for i, want := range []result{resultMinted, resultHit} {
 		next := new(app)
@@ -87,17 +88,17 @@ func TestTokenReachesTheApp(t *testing.T) {
 		if err := h.ServeHTTP(w, r, next); err != nil {
 			t.Fatal(err)
 		}
-		if got := next.header[DefaultRequestHeader]; len(got) != 1 || strings.Count(got[0], ".") != 2 {
+		if got := next.header[defaultRequestHeader]; len(got) != 1 || strings.Count(got[0], ".") != 2 {
 			t.Fatalf("request %d: the app saw %q", i, got)
 		}
-		jwts = append(jwts, next.header.Get(DefaultRequestHeader))
+		jwts = append(jwts, next.header.Get(defaultRequestHeader))
 		if got := placeholder(r, "result"); got != want.String() {
 			t.Errorf("request %d: result %s, want %s", i, got, want)
 		}
 		if placeholder(r, "document_id") != "doc1" || len(placeholder(r, "expires_at")) != 10 || placeholder(r, "error") != "" {
 			t.Errorf("placeholders %q %q %q", placeholder(r, "document_id"), placeholder(r, "expires_at"), placeholder(r, "error"))
 		}
-		if r.Header.Get(DefaultRequestHeader) != "" {
+		if r.Header.Get(defaultRequestHeader) != "" {
 			t.Error("the token is still on the request after the app has answered")
 		}
 		if got := w.Header().Get("Cache-Control"); got != "private, no-store" {
@@ -120,7 +121,7 @@ func TestClientValuesNeverReachTheApp(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		method, target string
-		answer         func(apiRequest) (*http.Response, error)
+		answer         dwstest.Answer
 		onError        string
 		token          bool
 		status         int
@@ -132,11 +133,11 @@ func TestClientValuesNeverReachTheApp(t *testing.T) {
 		"id not in the format": {"GET", "/documents/a.b", nil, "fail", false, 0},
 		"OPTIONS":              {"OPTIONS", "/documents/doc", nil, "fail", false, 0},
 		"TRACE":                {"TRACE", "/documents/doc", nil, "fail", false, 0},
-		"on_error pass":        {"GET", "/documents/doc", failing(500), "pass", false, 0},
-		"on_error fail":        {"GET", "/documents/doc", failing(500), "fail", false, 502},
+		"on_error pass":        {"GET", "/documents/doc", dwstest.Failing(500), "pass", false, 0},
+		"on_error fail":        {"GET", "/documents/doc", dwstest.Failing(500), "fail", false, 502},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newTestHandler(t, &fakeAPI{answer: tc.answer}, `viewer_session {
+			h := newTestHandler(t, &dwstest.API{Answer: tc.answer}, `viewer_session {
 				document_path /documents/:id
 				request_header X-Viewer-Session
 				request_cookie viewer
@@ -187,7 +188,7 @@ func headerText(header http.Header) string {
 }
 
 func TestTokenIsTakenOffWhateverHappens(t *testing.T) {
-	h := newTestHandler(t, new(fakeAPI), `viewer_session {
+	h := newTestHandler(t, new(dwstest.API), `viewer_session {
 		document_path /documents/:id
 		request_header X-Viewer-Session
 		request_cookie viewer
@@ -226,33 +227,33 @@ func TestTokenIsTakenOffWhateverHappens(t *testing.T) {
 func TestStatuses(t *testing.T) {
 	for name, tc := range map[string]struct {
 		options string
-		answer  func(apiRequest) (*http.Response, error)
+		answer  dwstest.Answer
 		status  int
 		reason  reason
 		mints   int
 	}{
 		"user empty":           {"user_id {http.auth.user.id}", nil, 401, reasonNoUser, 0},
-		"user unknown in part": {"user_id tenant:{http.vars.user}", nil, 401, reasonNoUser, 0},
+		"user unknown in part": {"user_id member:{http.vars.user}", nil, 401, reasonNoUser, 0},
 		"no permission":        {"permissions {http.vars.permissions}\nshared", nil, 403, reasonNoPermission, 0},
 		"claim empty":          {`claim team "{http.vars.team}"`, nil, 403, reasonNoClaim, 0},
 		"claim empty in part":  {`document_claim_json who ` + "`" + `{"a":["x {http.vars.team}"]}` + "`", nil, 403, reasonNoClaim, 0},
-		"unavailable":          {"", failing(503), 502, reasonUnavailable, 1},
-		"throttled":            {"", failing(429, "Retry-After", "7"), 503, reasonThrottled, 1},
-		"key refused":          {"", failing(403), 502, reasonKeyRefused, 1},
-		"rejected":             {"", failing(404), 502, reasonRejected, 1},
-		"rejected, both ways":  {"", failing(422), 502, reasonRejected, 2},
-		"invalid reply":        {"", failing(201), 502, reasonInvalidReply, 1},
-		"over-granted":         {"", granting(`{"permissions": ["read", "download"]}`), 502, reasonOverGranted, 1},
+		"unavailable":          {"", dwstest.Failing(503), 502, reasonUnavailable, 1},
+		"throttled":            {"", dwstest.Failing(429, "Retry-After", "7"), 503, reasonThrottled, 1},
+		"key refused":          {"", dwstest.Failing(403), 502, reasonKeyRefused, 1},
+		"rejected":             {"", dwstest.Failing(404), 502, reasonRefused, 1},
+		"rejected, both ways":  {"", dwstest.Failing(422), 502, reasonRefused, 2},
+		"invalid reply":        {"", dwstest.Failing(201), 502, reasonInvalidReply, 1},
+		"over-granted":         {"", dwstest.Granting(`{"permissions": ["read", "download"]}`), 502, reasonOverGranted, 1},
 	} {
 		for _, onError := range []string{"fail", "pass"} {
 			t.Run(name+"/"+onError, func(t *testing.T) {
-				api := &fakeAPI{answer: tc.answer}
+				api := &dwstest.API{Answer: tc.answer}
 				h := newTestHandler(t, api, "viewer_session {\n document_path /documents/:id\non_error "+onError+"\n"+tc.options+"\n}")
 				next := new(app)
 				r, w := newRequest("GET", "/documents/doc", "If-None-Match", "x")
 				err := h.ServeHTTP(w, r, next)
-				if api.count() != tc.mints {
-					t.Errorf("%d mints, want %d", api.count(), tc.mints)
+				if api.Count() != tc.mints {
+					t.Errorf("%d mints, want %d", api.Count(), tc.mints)
 				}
 				if got := placeholder(r, "error"); got != string(tc.reason) {
 					t.Errorf("{http.viewer_session.error} is %q, want %q", got, tc.reason)
@@ -264,7 +265,7 @@ func TestStatuses(t *testing.T) {
 					if err != nil || next.calls != 1 {
 						t.Fatalf("%d calls of the app, error %v", next.calls, err)
 					}
-					if next.header.Get(DefaultRequestHeader) != "" || next.header.Get("If-None-Match") != "" {
+					if next.header.Get(defaultRequestHeader) != "" || next.header.Get("If-None-Match") != "" {
 						t.Errorf("the app saw %s", headerText(next.header))
 					}
 					return
@@ -294,7 +295,7 @@ func TestStatuses(t *testing.T) {
 
 func TestClientThatLeftGets499(t *testing.T) {
 	for _, onError := range []string{"fail", "pass"} {
-		h := newTestHandler(t, &fakeAPI{delay: time.Minute}, "viewer_session {\n document_path /documents/:id\non_error "+onError+"\n}")
+		h := newTestHandler(t, &dwstest.API{Delay: time.Minute}, "viewer_session {\n document_path /documents/:id\non_error "+onError+"\n}")
 		r, w := newRequest("GET", "/documents/doc")
 		ctx, cancel := context.WithCancel(r.Context())
 		cancel()
@@ -353,7 +354,7 @@ func TestPagesWithATokenAreNotStored(t *testing.T) {
 			if tc.allowStore {
 				options = "allow_store"
 			}
-			h := newTestHandler(t, new(fakeAPI), "viewer_session {\ndocument_path /documents/:id\n"+options+"\n}")
+			h := newTestHandler(t, new(dwstest.API), "viewer_session {\ndocument_path /documents/:id\n"+options+"\n}")
 			next := &app{do: tc.do}
 			r, w := newRequest("GET", "/documents/doc", "If-None-Match", `"x"`, "If-Modified-Since", "Mon, 01 Jan 2024 00:00:00 GMT")
 			if err := h.ServeHTTP(w, r, next); err != nil {
@@ -375,7 +376,7 @@ func TestPagesWithATokenAreNotStored(t *testing.T) {
 		})
 	}
 	t.Run("other routes are left alone", func(t *testing.T) {
-		h := newTestHandler(t, new(fakeAPI), oneRoute)
+		h := newTestHandler(t, new(dwstest.API), oneRoute)
 		next := &app{do: write("Cache-Control", "public")}
 		r, w := newRequest("GET", "/elsewhere", "If-None-Match", `"x"`)
 		if err := h.ServeHTTP(w, r, next); err != nil {
@@ -411,7 +412,7 @@ func TestEarlyHintsAreNotTheFinalHeader(t *testing.T) {
 }
 
 func TestWhatTheClientAskedForIsMatched(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	h := newTestHandler(t, api, oneRoute)
 	r, w := newRequest("GET", "/documents/asked")
 	r.URL.Path = "/documents/rewritten" // as rewrite or handle_path would
@@ -423,13 +424,13 @@ func TestWhatTheClientAskedForIsMatched(t *testing.T) {
 	if err := h.ServeHTTP(w, r, new(app)); err != nil {
 		t.Fatal(err)
 	}
-	if len(api.asked) != 1 || api.asked[0].doc != "asked" {
-		t.Errorf("minted for %v", api.asked)
+	if len(api.Asked) != 1 || api.Asked[0].Document != "asked" {
+		t.Errorf("minted for %v", api.Asked)
 	}
 }
 
 func TestFirstRouteThatMatchesWins(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	h := newTestHandler(t, api, `viewer_session {
 		document_path /documents/:id/edit {
 			permissions read write
@@ -477,7 +478,7 @@ func TestFirstRouteThatMatchesWins(t *testing.T) {
 // What the first instance in a chain injected is the second's to leave alone;
 // what a client sent under the second's own names is not.
 func TestTwoInstancesInOneChain(t *testing.T) {
-	first := newTestHandler(t, new(fakeAPI), `viewer_session {
+	first := newTestHandler(t, new(dwstest.API), `viewer_session {
 		document_path /documents/:id
 		request_header X-Viewer-Session
 		request_cookie first
@@ -512,7 +513,7 @@ func TestTwoInstancesInOneChain(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			second := newTestHandler(t, new(fakeAPI), "viewer_session {\n"+tc.second+"\n}")
+			second := newTestHandler(t, new(dwstest.API), "viewer_session {\n"+tc.second+"\n}")
 			next := new(app)
 			r, w := newRequest("GET", "/documents/doc",
 				"X-Viewer-Session", "forged", "X_Viewer_Session", "forged", "X-Second", "forged", "X_Second", "forged",
@@ -566,9 +567,9 @@ func TestTwoInstancesInOneChain(t *testing.T) {
 // Each instance in a chain has a token of its own, which ends with it and with
 // no other: what stands in between may call the rest of the chain again.
 func TestEachInstanceTakesOffItsOwnToken(t *testing.T) {
-	outer := newTestHandler(t, new(fakeAPI), oneRoute)
-	inner := newTestHandler(t, new(fakeAPI), "viewer_session {\ndocument_path /documents/:id\nrequest_header X-Second\npermissions read write\nshared\n}")
-	stripping := newTestHandler(t, new(fakeAPI), "viewer_session {\ndocument_path /elsewhere/:id\n}")
+	outer := newTestHandler(t, new(dwstest.API), oneRoute)
+	inner := newTestHandler(t, new(dwstest.API), "viewer_session {\ndocument_path /documents/:id\nrequest_header X-Second\npermissions read write\nshared\n}")
+	stripping := newTestHandler(t, new(dwstest.API), "viewer_session {\ndocument_path /elsewhere/:id\n}")
 	r, w := newRequest("GET", "/documents/doc", "X-Viewer-Session", "forged", "X-Second", "forged")
 	seen := func(h *Handler) (first, second string) {
 		t.Helper()
@@ -610,7 +611,7 @@ func TestEmptyUserIsLoggedOnceAMinute(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.logger = zap.New(core)
-		h.pool = &pool{counters: new(counters)}
+		h.pool = &pool{stats: new(stats)}
 		for range 120 {
 			r, w := newRequest("GET", "/documents/doc")
 			if err := h.ServeHTTP(w, r, new(app)); err == nil {
@@ -636,24 +637,24 @@ func TestCleanupIsSafeAtAnyTime(t *testing.T) {
 	if err := new(Handler).Cleanup(); err != nil {
 		t.Errorf("of a handler that was never provisioned: %v", err)
 	}
-	h := newTestHandler(t, new(fakeAPI), oneRoute)
+	h := newTestHandler(t, new(dwstest.API), oneRoute)
 	if err := h.Cleanup(); err != nil {
 		t.Fatal(err)
 	}
 	next := new(app)
 	r, w := newRequest("GET", "/documents/doc")
-	if err := h.ServeHTTP(w, r, next); err != nil || next.header.Get(DefaultRequestHeader) == "" {
+	if err := h.ServeHTTP(w, r, next); err != nil || next.header.Get(defaultRequestHeader) == "" {
 		t.Errorf("a request of the old config: %v", err)
 	}
 	h.pool = nil // for the test's own cleanup
 }
 
 func TestOneUsersTokenIsNeverAnothers(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	h := newTestHandler(t, api, `viewer_session {
 		document_path /documents/:id
 		user_id {http.vars.user}
-		vary_by {http.vars.tenant}
+		vary_by {http.vars.member}
 		claim team "{http.vars.team}"
 		permissions read {http.vars.permissions}
 	}`)
@@ -664,8 +665,8 @@ func TestOneUsersTokenIsNeverAnothers(t *testing.T) {
 			{"user", "b", "team", "t"},
 			{"user", "a", "team", "u"},
 			{"user", "a", "team", "t", "permissions", "write"},
-			{"user", "a", "team", "t", "tenant", "x"},
-			{"user", "a", "team", "t", "tenant", "y"},
+			{"user", "a", "team", "t", "member", "x"},
+			{"user", "a", "team", "t", "member", "y"},
 		} {
 			for _, document := range []string{"one", "two"} {
 				next := new(app)
@@ -677,14 +678,14 @@ func TestOneUsersTokenIsNeverAnothers(t *testing.T) {
 					t.Fatal(err)
 				}
 				who := document + " " + strings.Join(vars, " ")
-				if jwt := next.header.Get(DefaultRequestHeader); !slices.Contains(seen[jwt], who) {
+				if jwt := next.header.Get(defaultRequestHeader); !slices.Contains(seen[jwt], who) {
 					seen[jwt] = append(seen[jwt], who)
 				}
 			}
 		}
 	}
-	if len(seen) != 12 || api.count() != 12 {
-		t.Errorf("%d tokens from %d mints for 12 different requests", len(seen), api.count())
+	if len(seen) != 12 || api.Count() != 12 {
+		t.Errorf("%d tokens from %d mints for 12 different requests", len(seen), api.Count())
 	}
 	for _, who := range seen {
 		if len(who) != 1 {

@@ -1,28 +1,16 @@
 package viewersession
 
 import (
-	"encoding/base64"
-	"encoding/json"
+	"context"
+	"fmt"
+	"sync"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
 )
-
-// testKey stands where an API key would.
-const testKey = "pdf_live_test"
-
-// testJWT returns a token with these claims. Nobody here can check its signature.
-func testJWT(claims map[string]any) string {
-	payload, err := json.Marshal(claims)
-	if err != nil {
-		panic(err)
-	}
-	encode := base64.RawURLEncoding.EncodeToString
-	return encode([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + encode(payload) + "." + encode([]byte("signature"))
-}
 
 // parseTestHandler parses a viewer_session directive.
 func parseTestHandler(text string) (*Handler, error) {
@@ -30,23 +18,42 @@ func parseTestHandler(text string) (*Handler, error) {
 	return h, h.UnmarshalCaddyfile(caddyfile.NewTestDispenser(text))
 }
 
-// resolveTest fills in all that a request needs, or says what is missing.
-func resolveTest(template *askTemplate, repl *caddy.Replacer, documentID string) (ask, error) {
-	var a ask
-	missing := template.resolve(&a, repl, documentID)
-	if f := missing.first(); f != nil {
-		return ask{}, f
-	}
-	return a, nil
+// How long the minter's memory is; see internal/mint.
+const refusalMemory, maxDelay = 5 * time.Second, 10 * time.Second
+
+// flight is a flight for the token's key that somebody waits for.
+func (p *poolTest) flight(t *token) *flight {
+	f := &flight{name: nameOf(t.key()), waiters: p.minter.NewWaiters()}
+	f.waiters.Join("client")
+	return f
 }
 
-// testFlight is a flight for the token's key that somebody waits for.
-func testFlight(t *token) *flight {
-	return &flight{name: t.key()[len(account{}):], waiting: map[string]int{"client": 1}}
+// turnsLeft uses up mint_rate, and returns how many turns were left.
+func (p *poolTest) turnsLeft() (left int) {
+	p.t.Helper()
+	for ; ; left++ {
+		_, _, f := p.get(p.t.Context(), testClaims(fmt.Sprint("turn", left)))
+		if f == nil {
+			continue
+		}
+		if f.reason != reasonRateLimited {
+			p.t.Fatal(f)
+		}
+		return left
+	}
+}
+
+// useBurst mints as much at once as the rate permits.
+func (p *pool) useBurst(ctx context.Context) {
+	var wg sync.WaitGroup
+	for i := range p.settings.burst {
+		wg.Go(func() { _, _, _ = p.get(ctx, testClaims(fmt.Sprint("burst", i))) })
+	}
+	wg.Wait()
 }
 
 // newTestToken returns a token that lives until exp, by clocks that agree.
 func newTestToken(key, jwt string, exp, askedExp int64, now time.Time) *token {
 	until := func(exp int64) time.Duration { return time.Unix(exp, 0).Sub(now) }
-	return newToken(key, jwt, exp, lifetime{clock.At(now), until(exp), until(askedExp)})
+	return newToken(key, jwt, exp, dws.Lifetime{Minted: clock.At(now), Life: until(exp), Asked: until(askedExp)})
 }

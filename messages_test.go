@@ -14,6 +14,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 )
 
 // Every message that is logged stands in docs/operations.md, and no other.
@@ -21,7 +23,7 @@ func TestEveryMessageIsDocumented(t *testing.T) {
 	var logged []string
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.DebugLevel)
-		api := new(fakeAPI)
+		api := new(dwstest.API)
 		h := newTestHandler(t, api, `viewer_session {
 			document_path /documents/:id
 			document_path /users/:id {
@@ -42,7 +44,7 @@ func TestEveryMessageIsDocumented(t *testing.T) {
 			session_path /token
 		}`)
 		h.logger = zap.New(core)
-		h.tenant.logger = h.logger
+		h.member.logger = h.logger
 		serve := func(target string, next *app) {
 			r, w := newRequest("GET", target)
 			_ = h.ServeHTTP(w, r, next)
@@ -54,29 +56,29 @@ func TestEveryMessageIsDocumented(t *testing.T) {
 		serve("/claims/doc", new(app))
 		serve("/token", appAnswering(204))
 		store := newFakeStore()
-		h.tenant.store = store
+		h.member.store = store
 		store.fail(errors.New("down"))
-		api.set(failing(500))
+		api.Set(dwstest.Failing(500))
 		serve("/documents/fails", new(app))
-		api.set(nil)
+		api.Set(nil)
 		store.fail(nil)
 		serve("/documents/fails", new(app))
-		api.set(func(apiRequest) (*http.Response, error) { panic("bug") })
+		api.Set(func(dwstest.Request) (*http.Response, error) { panic("bug") })
 		serve("/documents/panics", new(app))
-		api.set(func(apiRequest) (*http.Response, error) {
-			return respond(&http.Request{URL: testEndpoint}, 201, `{"jwt":"`+testJWT(map[string]any{"jti": "1"})+`"}`), nil
+		api.Set(func(dwstest.Request) (*http.Response, error) {
+			return dwstest.Respond(201, `{"jwt":"`+dwstest.JWT(map[string]any{"jti": "1"})+`"}`)
 		})
 		serve("/documents/endless", new(app))
-		api.set(documentedOnly(422, granting(`{"permissions": ["annotate", "read"]}`)))
+		api.Set(documentedOnly(422, dwstest.Granting(`{"permissions": ["annotate", "read"]}`)))
 		serve("/documents/documented", new(app))
-		api.set(granting(`{"permissions": []}`))
+		api.Set(dwstest.Granting(`{"permissions": []}`))
 		serve("/documents/unstated", new(app))
-		api.set(granting(`{"permissions": ["other"]}`))
+		api.Set(dwstest.Granting(`{"permissions": ["other"]}`))
 		serve("/documents/fewer", new(app))
-		api.set(func(r apiRequest) (*http.Response, error) {
-			resp := respond(&http.Request{URL: testEndpoint}, 201, `{"jwt":"`+signed(1, r.exp)+`"}`)
+		api.Set(func(r dwstest.Request) (*http.Response, error) {
+			resp, err := dwstest.Grant(dwstest.Token(1, r.Exp))
 			resp.Header.Set("Date", time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat))
-			return resp, nil
+			return resp, err
 		})
 		serve("/documents/clock", new(app))
 		for _, entry := range logs.All() {

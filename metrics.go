@@ -3,123 +3,9 @@ package viewersession
 import (
 	"errors"
 	"fmt"
-	"slices"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
-
-// outcomes are the values of the metrics' label; their places are those in counters.
-var outcomes = [...]outcome{outcomeOK, outcome(reasonKeyRefused), outcome(reasonRejected), outcome(reasonThrottled), outcome(reasonUnavailable), outcome(reasonTimeout), outcome(reasonInvalidReply), outcome(reasonOverGranted)}
-
-// outcome says how one request to the API ended: outcomeOK, or a reason.
-type outcome string
-
-const outcomeOK outcome = "ok"
-
-// counters is what a pool counts. It is the source of the metrics and of the
-// admin API.
-type counters struct {
-	requests      [len(results)]atomic.Uint64 // by result
-	mints         [len(outcomes)]atomic.Uint64
-	rateLimited   atomic.Uint64
-	cacheRejected atomic.Uint64
-	store         [len(storeOperations)]atomic.Uint64
-	inFlight      atomic.Int64
-	lastMint      atomic.Int64 // Unix nanoseconds; 0 for never
-}
-
-func (c *counters) countRequest(r result) { c.requests[r].Add(1) }
-
-func (c *counters) countMint(o outcome) {
-	for i := range outcomes {
-		if outcomes[i] == o {
-			c.mints[i].Add(1)
-			return
-		}
-	}
-}
-
-func (c *counters) countStore(operation, outcome string) {
-	for i := range storeOperations {
-		if storeOperations[i] == (storeOperation{operation, outcome}) {
-			c.store[i].Add(1)
-			return
-		}
-	}
-}
-
-// add adds what another has counted.
-func (c *counters) add(other *counters) {
-	for i := range results {
-		c.requests[i].Add(other.requests[i].Load())
-	}
-	for i := range outcomes {
-		c.mints[i].Add(other.mints[i].Load())
-	}
-	for i := range storeOperations {
-		c.store[i].Add(other.store[i].Load())
-	}
-	c.rateLimited.Add(other.rateLimited.Load())
-	c.cacheRejected.Add(other.cacheRejected.Load())
-	c.inFlight.Add(other.inFlight.Load())
-	c.lastMint.Store(max(c.lastMint.Load(), other.lastMint.Load()))
-}
-
-// ledger knows all pools, and what those have counted that have ended: a counter
-// must not go back when a reload changes a pool's settings. One lock, so that
-// no pool is missed or counted twice while it ends.
-var ledger struct {
-	sync.Mutex
-	pools []*pool
-	ended []endedPool
-	total map[string]*counters // of pools that ended long ago, by endpoint
-}
-
-// endedPool is a pool that no config uses any more. Requests that began before
-// still count for a while.
-type endedPool struct {
-	endpoint string
-	*counters
-	at time.Time
-}
-
-const endedPoolGrace = 2 * maxTimeout
-
-func enterLedger(p *pool) {
-	ledger.Lock()
-	defer ledger.Unlock()
-	ledger.pools = append(ledger.pools, p)
-}
-
-func leaveLedger(p *pool, now time.Time) {
-	ledger.Lock()
-	defer ledger.Unlock()
-	ledger.pools = slices.DeleteFunc(ledger.pools, func(other *pool) bool { return other == p })
-	ledger.ended = slices.DeleteFunc(ledger.ended, func(ended endedPool) bool {
-		if now.Sub(ended.at) < endedPoolGrace {
-			return false
-		}
-		if ledger.total == nil {
-			ledger.total = make(map[string]*counters)
-		}
-		if ledger.total[ended.endpoint] == nil {
-			ledger.total[ended.endpoint] = new(counters)
-		}
-		ledger.total[ended.endpoint].add(ended.counters)
-		return true
-	})
-	ledger.ended = append(ledger.ended, endedPool{p.endpoint.Host, p.counters, now})
-}
-
-// allPools returns the pools that are in use, the oldest first.
-func allPools() []*pool {
-	ledger.Lock()
-	defer ledger.Unlock()
-	return slices.Clone(ledger.pools)
-}
 
 const namespace, subsystem = "caddy", "viewer_session"
 
@@ -174,7 +60,7 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 			send(c.requests, prometheus.CounterValue, float64(sum.requests[r].Load()), r.String())
 		}
 		for i, o := range outcomes {
-			send(c.mints, prometheus.CounterValue, float64(sum.mints[i].Load()), string(o))
+			send(c.mints, prometheus.CounterValue, float64(sum.mints[i].Load()), o)
 		}
 		send(c.inFlight, prometheus.GaugeValue, float64(sum.inFlight.Load()))
 		send(c.lastMint, prometheus.GaugeValue, float64(sum.lastMint.Load())/1e9)
@@ -182,47 +68,11 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 		send(c.rateLimited, prometheus.CounterValue, float64(sum.rateLimited.Load()))
 		send(c.cachedTokens, prometheus.GaugeValue, float64(sum.cachedTokens))
 		send(c.cachedBytes, prometheus.GaugeValue, float64(sum.cachedBytes))
-		send(c.cacheRejected, prometheus.CounterValue, float64(sum.cacheRejected.Load()))
+		send(c.cacheRejected, prometheus.CounterValue, float64(sum.turnedAway.Load()))
 		for i, o := range storeOperations {
 			send(c.storeOperations, prometheus.CounterValue, float64(sum.store[i].Load()), o.operation, o.outcome)
 		}
 	}
-}
-
-// endpointSum is what all pools with one endpoint have counted.
-type endpointSum struct {
-	counters
-	backoffUntil              float64 // Unix seconds; 0 for none
-	cachedTokens, cachedBytes int64
-}
-
-func sumByEndpoint() map[string]*endpointSum {
-	sums := make(map[string]*endpointSum)
-	of := func(endpoint string) *endpointSum {
-		if sums[endpoint] == nil {
-			sums[endpoint] = new(endpointSum)
-		}
-		return sums[endpoint]
-	}
-	ledger.Lock()
-	defer ledger.Unlock()
-	for endpoint, total := range ledger.total {
-		of(endpoint).add(total)
-	}
-	for _, ended := range ledger.ended {
-		of(ended.endpoint).add(ended.counters)
-	}
-	for _, p := range ledger.pools {
-		sum := of(p.endpoint.Host)
-		sum.add(p.counters)
-		tokens, bytes := p.cache.size()
-		sum.cachedTokens += tokens
-		sum.cachedBytes += bytes
-		if until, _ := p.backoff.heldUntil(p.now()); !until.IsZero() {
-			sum.backoffUntil = max(sum.backoffUntil, float64(until.Wall().UnixNano())/1e9)
-		}
-	}
-	return sums
 }
 
 // registerMetrics adds the metrics to the registry of a config that loads:

@@ -18,6 +18,8 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
 
 // gather returns the metrics of an endpoint, by name and labels. Any order of
@@ -111,7 +113,7 @@ func TestMetricsAreWellFormed(t *testing.T) {
 			}
 		}
 		for _, o := range outcomes {
-			if _, ok := values["mints_total "+string(o)]; !ok {
+			if _, ok := values["mints_total "+o]; !ok {
 				t.Errorf("no mints_total for %s", o)
 			}
 		}
@@ -126,7 +128,7 @@ func TestMetricsAreWellFormed(t *testing.T) {
 // Each result of a request and each outcome of a mint is counted once.
 func TestWhatIsCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		api := new(fakeAPI)
+		api := new(dwstest.API)
 		h := newTestHandler(t, api, `viewer_session {
 			document_path /documents/:id {
 				session_path /documents/:id/session
@@ -142,11 +144,11 @@ func TestWhatIsCounted(t *testing.T) {
 				synctest.Wait()
 			}
 		}
-		answer := func(answer func(apiRequest) (*http.Response, error), document string) func() {
+		answer := func(answer dwstest.Answer, document string) func() {
 			return func() {
-				api.set(answer)
+				api.Set(answer)
 				serve("GET", "/documents/"+document)()
-				api.set(nil)
+				api.Set(nil)
 				time.Sleep(5 * time.Minute)
 				serve("GET", "/elsewhere")()
 			}
@@ -172,16 +174,16 @@ func TestWhatIsCounted(t *testing.T) {
 				_ = h.ServeHTTP(w, r, appAnswering(204))
 			}, "requests_total error:1"},
 			{"no user", serve("GET", "/users/a"), "requests_total error:1"},
-			{"key refused", answer(failing(403), "b"), "mint_duration_seconds:1 mints_total key_refused:1 requests_total error:1"},
-			{"rejected", answer(failing(404), "c"), "mint_duration_seconds:1 mints_total rejected:1 requests_total error:1"},
-			{"not found", answer(failing(404), "d"), "mint_duration_seconds:1 mints_total rejected:1 requests_total error:1"},
-			{"throttled", answer(failing(429), "e"), "mint_duration_seconds:1 mints_total throttled:1 requests_total error:1"},
-			{"unavailable", answer(failing(500), "f"), "mint_duration_seconds:1 mints_total unavailable:1 requests_total error:1"},
-			{"timeout", answer(hanging, "g"), "mint_duration_seconds:1 mints_total timeout:1 requests_total error:1"},
-			{"invalid reply", answer(func(apiRequest) (*http.Response, error) {
-				return respond(&http.Request{URL: testEndpoint}, 201, `{}`), nil
+			{"key refused", answer(dwstest.Failing(403), "b"), "mint_duration_seconds:1 mints_total key_refused:1 requests_total error:1"},
+			{"rejected", answer(dwstest.Failing(404), "c"), "mint_duration_seconds:1 mints_total rejected:1 requests_total error:1"},
+			{"not found", answer(dwstest.Failing(404), "d"), "mint_duration_seconds:1 mints_total rejected:1 requests_total error:1"},
+			{"throttled", answer(dwstest.Failing(429), "e"), "mint_duration_seconds:1 mints_total throttled:1 requests_total error:1"},
+			{"unavailable", answer(dwstest.Failing(500), "f"), "mint_duration_seconds:1 mints_total unavailable:1 requests_total error:1"},
+			{"timeout", answer(dwstest.Hanging, "g"), "mint_duration_seconds:1 mints_total timeout:1 requests_total error:1"},
+			{"invalid reply", answer(func(dwstest.Request) (*http.Response, error) {
+				return dwstest.Respond(201, `{}`)
 			}, "h"), "mint_duration_seconds:1 mints_total invalid_reply:1 requests_total error:1"},
-			{"refused and sent again", answer(refusing, "i"), "mint_duration_seconds:2 mints_total unavailable:2 requests_total error:1"},
+			{"refused and sent again", answer(dwstest.Unreachable, "i"), "mint_duration_seconds:2 mints_total unavailable:2 requests_total error:1"},
 		} {
 			before := gather(t, h.pool.endpoint.Host)
 			step.do()
@@ -208,7 +210,7 @@ func TestWhatIsCounted(t *testing.T) {
 func TestGaugesOfMinting(t *testing.T) {
 	withPool(t, func(s *poolSettings) { s.rate, s.burst = 1, 3 }, func(t *testing.T, p *poolTest) {
 		before := gather(t, p.endpoint.Host)
-		p.api.delay = time.Second
+		p.api.Delay = time.Second
 		var wg sync.WaitGroup
 		for i := range 3 {
 			wg.Go(func() { p.asked(fmt.Sprint("doc", i), resultMinted) })
@@ -229,9 +231,9 @@ func TestGaugesOfMinting(t *testing.T) {
 			t.Errorf("%v tokens, want 3", got)
 		}
 		// Over mint_rate.
-		p.api.delay = 0
+		p.api.Delay = 0
 		for i := range 20 {
-			wg.Go(func() { _, _, _ = p.get(t.Context(), testAsk(fmt.Sprint("more", i))) })
+			wg.Go(func() { _, _, _ = p.get(t.Context(), testClaims(fmt.Sprint("more", i))) })
 		}
 		wg.Wait()
 		if got := gather(t, p.endpoint.Host)["rate_limited_total"] - before["rate_limited_total"]; got < 10 {
@@ -251,7 +253,7 @@ func TestGaugeOfBackoff(t *testing.T) {
 		if until() != 0 {
 			t.Error("in back-off, although all is well")
 		}
-		p.api.set(failing(429, "Retry-After", "20"))
+		p.api.Set(dwstest.Failing(429, "Retry-After", "20"))
 		p.wantFailure("other", reasonThrottled)
 		if got, want := until(), float64(time.Now().Add(20*time.Second).Unix()); got != want {
 			t.Errorf("until %v, want %v", got, want)
@@ -260,8 +262,8 @@ func TestGaugeOfBackoff(t *testing.T) {
 		if until() != 0 {
 			t.Error("the time is over")
 		}
-		p.api.set(refusing)
-		for i := range rowLength {
+		p.api.Set(dwstest.Unreachable)
+		for i := range 3 {
 			p.wantFailure(fmt.Sprint("new", i), reasonUnavailable)
 		}
 		if got := until(); got <= float64(time.Now().Unix()) {
@@ -302,8 +304,8 @@ func TestCountersOutliveTheirPool(t *testing.T) {
 			t.Error(err)
 			break
 		}
-		h.tenant = newTenant(new(fakeAPI), nil, zap.NewNop(), testKey)
-		if h.pool, err = joinPool(testSettings(t), endpoint, h.tenant, clock.Now); err != nil {
+		h.member = newMember(new(dwstest.API), nil, zap.NewNop(), dwstest.Key)
+		if h.pool, err = joinPool(testSettings(t), endpoint, h.member, clock.Now); err != nil {
 			t.Error(err)
 			break
 		}
@@ -311,7 +313,7 @@ func TestCountersOutliveTheirPool(t *testing.T) {
 		if err := h.ServeHTTP(w, r, new(app)); err != nil {
 			t.Error(err)
 		}
-		if err := h.pool.leave(h.tenant); err != nil {
+		if err := h.pool.leave(h.member); err != nil {
 			t.Error(err)
 		}
 	}
@@ -330,35 +332,35 @@ func TestCountersOutliveTheirPool(t *testing.T) {
 }
 
 // What ended long ago is kept as a sum.
-func TestLedgerStaysSmall(t *testing.T) {
+func TestRegistryStaysSmall(t *testing.T) {
 	endpoint := newEndpoint()
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(100 * 365 * 24 * time.Hour) // after what other tests left behind
 		for range 50 {
-			p := &pool{endpoint: endpoint, counters: new(counters)}
-			p.counters.countMint(outcomeOK)
-			enterLedger(p)
-			leaveLedger(p, time.Now())
-			p.counters.countMint(outcomeOK) // of a request that began before
+			p := &pool{endpoint: endpoint, stats: new(stats)}
+			p.stats.countMint("")
+			register(p)
+			retire(p, time.Now())
+			p.stats.countMint("") // of a request that began before
 			time.Sleep(time.Minute)
 		}
-		leaveLedger(&pool{endpoint: endpoint, counters: new(counters)}, time.Now())
+		retire(&pool{endpoint: endpoint, stats: new(stats)}, time.Now())
 	})
-	ledger.Lock()
-	defer ledger.Unlock()
+	registry.Lock()
+	defer registry.Unlock()
 	single := 0
-	for _, ended := range ledger.ended {
+	for _, ended := range registry.retired {
 		if ended.endpoint == endpoint.Host {
 			single++
 		}
 	}
 	sum := 0
-	for _, ended := range ledger.ended {
+	for _, ended := range registry.retired {
 		if ended.endpoint == endpoint.Host {
-			sum += int(ended.counters.mints[0].Load())
+			sum += int(ended.mints[0].Load())
 		}
 	}
-	sum += int(ledger.total[endpoint.Host].mints[0].Load())
+	sum += int(registry.total[endpoint.Host].mints[0].Load())
 	if single > 5 || sum != 100 {
 		t.Errorf("%d ended pools are kept one by one, and %d mints are counted, want 100", single, sum)
 	}
@@ -389,25 +391,25 @@ func TestCacheCountsItsTokens(t *testing.T) {
 		t.Errorf("%d tokens in %d bytes", tokens, bytes)
 	}
 	c.main.UpdateMaxCost(1) // from now on ristretto rejects every new key
-	before := c.rejected.Load()
+	before := c.turnedAway.Load()
 	for i := range 100 {
 		c.put(cachedToken(longKey("new", i)), clock.At(now))
 	}
 	check("turned away")
-	if got := c.rejected.Load() - before; got != 100 {
+	if got := c.turnedAway.Load() - before; got != 100 {
 		t.Errorf("%d are counted as turned away, want 100", got)
 	}
 	c.main.UpdateMaxCost(minCacheSize)
 	c.purge("", clock.At(now))
 	check("purged")
 	c.close()
-	if tokens, _ := c.size(); tokens != int64(len(c.recent.tokens)) {
+	if tokens, _ := c.size(); tokens != int64(len(c.overflow.tokens)) {
 		t.Errorf("%d tokens after the cache was closed", tokens)
 	}
 }
 
 func TestMetricsNameNoDocument(t *testing.T) {
-	h := newTestHandler(t, new(fakeAPI), oneRoute)
+	h := newTestHandler(t, new(dwstest.API), oneRoute)
 	r, w := newRequest("GET", "/documents/secret-document-name")
 	if err := h.ServeHTTP(w, r, new(app)); err != nil {
 		t.Fatal(err)
@@ -422,7 +424,7 @@ func TestMetricsNameNoDocument(t *testing.T) {
 	}
 	for _, family := range families {
 		text := family.String()
-		if strings.Contains(text, "secret-document-name") || strings.Contains(text, testKey) || strings.Contains(text, "eyJ") {
+		if strings.Contains(text, "secret-document-name") || strings.Contains(text, dwstest.Key) || strings.Contains(text, "eyJ") {
 			t.Errorf("%s tells too much: %s", family.GetName(), text)
 		}
 	}
@@ -430,7 +432,7 @@ func TestMetricsNameNoDocument(t *testing.T) {
 
 // longKey is long enough to be one of a token.
 func longKey(name string, i int) string {
-	return string(append(make([]byte, len(account{})), testAsk(fmt.Sprint(name, i)).appendKey(nil)...))
+	return string(append(make([]byte, len(mint.KeyID{})), testClaims(fmt.Sprint(name, i)).AppendKey(nil)...))
 }
 
 // What the admin API says of a pool that is well, and of one that is not: what
@@ -442,7 +444,7 @@ func TestStatusOfAPool(t *testing.T) {
 		if err := (adminAPI{}).Routes()[0].Handler.ServeHTTP(w, httptest.NewRequest("GET", "/viewer_session/", nil)); err != nil {
 			t.Fatal(err)
 		}
-		if text := w.Body.String(); strings.Contains(text, testKey) || strings.Contains(text, "eyJ") {
+		if text := w.Body.String(); strings.Contains(text, dwstest.Key) || strings.Contains(text, "eyJ") {
 			t.Errorf("a secret is told: %s", text)
 		}
 		var all struct{ Pools []map[string]any }
@@ -461,7 +463,7 @@ func TestStatusOfAPool(t *testing.T) {
 		return status[member].(map[string]any)[label].(float64)
 	}
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		if got := statusOf(p); got["last_mint"] != nil || got["last_error"] != nil || got["back_off"] != nil || got["failing_since"] != nil || got["handlers"] != 1.0 || got["api_key"] != DefaultAPIKey {
+		if got := statusOf(p); got["last_mint"] != nil || got["last_error"] != nil || got["back_off"] != nil || got["failing_since"] != nil || got["handlers"] != 1.0 || got["api_key"] != defaultAPIKey {
 			t.Errorf("before anything happened: %v", got)
 		}
 		p.want("doc", resultMinted)
@@ -470,24 +472,24 @@ func TestStatusOfAPool(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		down := time.Now()
-		p.api.set(refusing)
-		for i := range rowLength + 1 {
+		p.api.Set(dwstest.Unreachable)
+		for i := range 3 + 1 {
 			p.wantFailure(fmt.Sprint("new", i), reasonUnavailable)
 			time.Sleep(time.Second)
 		}
 		p.want("doc", resultHit)
 		got := statusOf(p)
 		last, _ := got["last_error"].(map[string]any)
-		if got["failing_since"] != down.Format(time.RFC3339Nano) || last["reason"] != "unavailable" || !strings.Contains(fmt.Sprint(last["error"]), "cannot be reached") || count(got, "mints", "unavailable") < rowLength {
+		if got["failing_since"] != down.Format(time.RFC3339Nano) || last["reason"] != "unavailable" || !strings.Contains(fmt.Sprint(last["error"]), "cannot be reached") || count(got, "mints", "unavailable") < 3 {
 			t.Errorf("while the API is down since %s: %v", down, got)
 		}
-		p.api.set(failing(429, "Retry-After", "60"))
+		p.api.Set(dwstest.Failing(429, "Retry-After", "60"))
 		time.Sleep(30 * time.Second)
 		p.wantFailure("throttled", reasonThrottled)
 		if held, _ := statusOf(p)["back_off"].(map[string]any); held["reason"] != "throttled" || held["until"] != time.Now().Add(time.Minute).Format(time.RFC3339Nano) {
 			t.Errorf("throttled: %v", held)
 		}
-		p.api.set(nil)
+		p.api.Set(nil)
 		time.Sleep(2 * time.Minute)
 		p.want("more", resultMinted)
 		if got := statusOf(p); got["failing_since"] != nil || got["back_off"] != nil || got["last_error"] == nil {
@@ -505,15 +507,15 @@ func TestStatusOfAPool(t *testing.T) {
 func TestRecoveryIsLogged(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		core, logs := observer.New(zap.DebugLevel)
-		p.tenant.logger = zap.New(core)
+		p.member.logger = zap.New(core)
 		p.want("doc", resultMinted)
 		if logs.Len() != 0 {
 			t.Errorf("%v", logs.All())
 		}
-		p.api.set(failing(500))
+		p.api.Set(dwstest.Failing(500))
 		p.wantFailure("new", reasonUnavailable)
 		time.Sleep(10 * time.Minute)
-		p.api.set(nil)
+		p.api.Set(nil)
 		p.want("new", resultMinted)
 		p.want("more", resultMinted)
 		entries := logs.All()

@@ -17,6 +17,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
 
 // TestAgainstModel takes thousands of random steps and compares each with a
@@ -59,10 +61,10 @@ type model struct {
 	steps int
 
 	pool   *pool
-	tenant *tenant
-	api    *fakeAPI // shared by all configs
-	key    string   // what {file} gives
-	keys   []string // all that it gave
+	member *member
+	api    *dwstest.API // shared by all configs
+	key    string       // what {file} gives
+	keys   []string     // all that it gave
 	file   string
 
 	mu         sync.Mutex // the API answers in goroutines of their own
@@ -88,11 +90,11 @@ type issue struct {
 
 func newModel(t *testing.T, seed uint64) *model {
 	m := &model{
-		t: t, rand: rand.New(rand.NewPCG(seed, 0)), api: new(fakeAPI), key: "pdf_live_test0", file: t.TempDir() + "/key",
+		t: t, rand: rand.New(rand.NewPCG(seed, 0)), api: new(dwstest.API), key: "pdf_live_test0", file: t.TempDir() + "/key",
 		issued: make(map[string]issue), latest: make(map[string]issue), purges: make(map[string]int), faultSince: time.Now(),
 	}
 	m.writeKey()
-	m.api.set(m.answer)
+	m.api.Set(m.answer)
 	m.join()
 	return m
 }
@@ -104,8 +106,8 @@ func (m *model) settings() poolSettings {
 }
 
 func (m *model) join() {
-	m.tenant = newTenant(m.api, nil, zap.NewNop(), m.key)
-	p, err := joinPool(m.settings(), testEndpoint, m.tenant, clock.Now)
+	m.member = newMember(m.api, nil, zap.NewNop(), m.key)
+	p, err := joinPool(m.settings(), testEndpoint, m.member, clock.Now)
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -116,7 +118,7 @@ func (m *model) join() {
 }
 
 func (m *model) end() {
-	if err := m.pool.leave(m.tenant); err != nil {
+	if err := m.pool.leave(m.member); err != nil {
 		m.t.Error(err)
 	}
 	time.Sleep(time.Minute) // whatever is under way
@@ -129,50 +131,50 @@ func (m *model) writeKey() {
 	}
 }
 
-func (m *model) answer(r apiRequest) (*http.Response, error) {
+func (m *model) answer(r dwstest.Request) (*http.Response, error) {
 	m.mu.Lock()
-	fault, current, grant, purges := m.fault, m.key, m.grant, m.purges[r.doc]
+	fault, current, grant, purges := m.fault, m.key, m.grant, m.purges[r.Document]
 	m.mu.Unlock()
-	name := r.doc + "/" + r.user
-	key := strings.TrimPrefix(r.key, "Bearer ")
+	name := r.Document + "/" + r.User
+	key := strings.TrimPrefix(r.Key, "Bearer ")
 	if key != current {
-		return failing(401)(r)
+		return dwstest.Failing(401)(r)
 	}
 	switch fault {
 	case "refused":
-		return refusing(r)
+		return dwstest.Unreachable(r)
 	case "500":
-		return failing(500)(r)
+		return dwstest.Failing(500)(r)
 	case "403":
-		return failing(403)(r)
+		return dwstest.Failing(403)(r)
 	case "422":
-		return failing(422)(r)
+		return dwstest.Failing(422)(r)
 	case "429":
-		return failing(429, "Retry-After", "20")(r)
+		return dwstest.Failing(429, "Retry-After", "20")(r)
 	case "hang":
-		return hanging(r)
+		return dwstest.Hanging(r)
 	case "slow":
 		time.Sleep(3 * time.Second)
 	case "rubbish":
-		return respond(&http.Request{URL: testEndpoint}, 200, `{"jwt":"a.b"}`), nil
+		return dwstest.Respond(200, `{"jwt":"a.b"}`)
 	case "expired":
-		return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, testJWT(map[string]any{"exp": time.Now().Unix()}))), nil
+		return dwstest.Grant(dwstest.JWT(map[string]any{"exp": time.Now().Unix()}))
 	case "another's":
-		return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, testJWT(map[string]any{"exp": r.exp, "document_id": "another"}))), nil
+		return dwstest.Grant(dwstest.JWT(map[string]any{"exp": r.Exp, "document_id": "another"}))
 	}
-	exp := r.exp
+	exp := r.Exp
 	if grant > 0 {
 		exp = time.Now().Add(grant).Unix()
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	jwt := testJWT(map[string]any{"exp": exp, "document_id": r.doc, "jti": len(m.issued)})
-	made := issue{name: name, key: key, document: r.doc, purges: purges, exp: exp, life: time.Until(time.Unix(exp, 0))}
+	jwt := dwstest.JWT(map[string]any{"exp": exp, "document_id": r.Document, "jti": len(m.issued)})
+	made := issue{name: name, key: key, document: r.Document, purges: purges, exp: exp, life: time.Until(time.Unix(exp, 0))}
 	m.issued[jwt] = made
-	if purges == m.purges[r.doc] {
+	if purges == m.purges[r.Document] {
 		m.latest[name+"/"+key] = made
 	}
-	return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, jwt)), nil
+	return dwstest.Grant(jwt)
 }
 
 func (m *model) step() {
@@ -197,18 +199,18 @@ func (m *model) step() {
 	case n < 96:
 		m.grant = []time.Duration{0, 0, 2 * time.Minute, 10 * time.Minute}[m.rand.IntN(4)]
 	case n < 98: // a reload
-		old := m.tenant
+		old := m.member
 		m.join()
 		if err := m.pool.leave(old); err != nil {
 			m.t.Error(err)
 		}
 	case n < 99: // a reload that is refused
-		current := m.tenant
+		current := m.member
 		m.join()
-		if err := m.pool.leave(m.tenant); err != nil {
+		if err := m.pool.leave(m.member); err != nil {
 			m.t.Error(err)
 		}
-		m.tenant = current
+		m.member = current
 	default: // the key is rotated, and the old one refused from now on
 		m.key = fmt.Sprintf("pdf_live_test%d", m.steps)
 		m.writeKey()
@@ -217,21 +219,21 @@ func (m *model) step() {
 }
 
 // provenKey is the key whose tokens are looked up.
-func (m *model) provenKey() string { return m.keyOf(m.pool.account.Load()) }
+func (m *model) provenKey() string { return m.keyOf(m.pool.keys.current.Load()) }
 
-// formerKeys are those whose tokens were looked up before.
-func (m *model) formerKeys() (keys []string) {
-	if former := m.pool.formerAccounts.Load(); former != nil {
-		for _, account := range *former {
-			keys = append(keys, m.keyOf(&account))
+// previousKeys are those whose tokens were looked up before.
+func (m *model) previousKeys() (keys []string) {
+	if previous := m.pool.keys.previous.Load(); previous != nil {
+		for _, id := range *previous {
+			keys = append(keys, m.keyOf(&id))
 		}
 	}
 	return keys
 }
 
-func (m *model) keyOf(a *account) string {
+func (m *model) keyOf(id *mint.KeyID) string {
 	for _, key := range m.keys {
-		if newCredential(key).account == *a {
+		if mint.NewKey(key).ID == *id {
 			return key
 		}
 	}
@@ -265,12 +267,12 @@ func (m *model) purge() {
 
 func (m *model) request() {
 	document, user := fmt.Sprint("doc", m.rand.IntN(modelDocuments)), []string{"", "alice", "bob"}[m.rand.IntN(3)]
-	a := testAsk(document)
-	a.userID = user
+	a := testClaims(document)
+	a.UserID = user
 	name := document + "/" + user
-	used, former := m.provenKey(), m.formerKeys()
+	used, former := m.provenKey(), m.previousKeys()
 	m.mu.Lock()
-	before, calls := m.latest[name+"/"+used], m.api.count()
+	before, calls := m.latest[name+"/"+used], m.api.Count()
 	var older issue // that lasts longest
 	for _, key := range former {
 		if one := m.latest[name+"/"+key]; one.exp > older.exp {
@@ -290,14 +292,14 @@ func (m *model) request() {
 		m.t.Helper()
 		m.t.Fatalf("step %d, fault %q for %s, %s: %s", m.steps, m.fault, start.Sub(m.faultSince), name, fmt.Sprintf(format, args...))
 	}
-	if took > DefaultTimeout {
+	if took > defaultTimeout {
 		complain("it took %s", took)
 	}
 
 	remaining := time.Unix(before.exp, 0).Sub(start)
-	minRemaining := a.minRemaining
-	if before.life < a.ttl {
-		minRemaining = time.Duration(float64(minRemaining) * float64(before.life) / float64(a.ttl))
+	minRemaining := a.MinRemaining
+	if before.life < a.TTL {
+		minRemaining = time.Duration(float64(minRemaining) * float64(before.life) / float64(a.TTL))
 	}
 
 	// Whoever has a valid token gets one, whatever the API does.
@@ -305,7 +307,7 @@ func (m *model) request() {
 		if remaining > took {
 			complain("%v, although a token is valid for another %s", f, remaining)
 		}
-		if left := time.Unix(older.exp, 0).Sub(start); left > took && f.apiTrouble() {
+		if left := time.Unix(older.exp, 0).Sub(start); left > took && f.reason.apiTrouble() {
 			complain("%v, although a former key's token is valid for another %s", f, left)
 		}
 		// With the API well for longer than any back-off, there is a token.
@@ -335,16 +337,16 @@ func (m *model) request() {
 	}
 	// A token that is far from its renewal is used without a call.
 	// Its life counts from when it was asked for.
-	if renewal := time.Duration(float64(before.life+DefaultTimeout+minRemaining) / 2 * (1 + renewalSpread)); remaining > renewal {
-		if m.api.count() != calls || result != resultHit || took > 0 {
-			complain("result %s after %s and %d calls, although a fresh token was there", result, took, m.api.count()-calls)
+	if renewal := time.Duration(float64(before.life+defaultTimeout+minRemaining) / 2 * (1 + renewalSpread)); remaining > renewal {
+		if m.api.Count() != calls || result != resultHit || took > 0 {
+			complain("result %s after %s and %d calls, although a fresh token was there", result, took, m.api.Count()-calls)
 		}
 	}
 	// One that runs short is used only if none can be minted.
-	if left := time.Until(time.Unix(made.exp, 0)); m.fault == "" && start.Sub(m.faultSince) > badNewsAge+40*time.Second {
-		need := a.minRemaining
-		if made.life < a.ttl {
-			need = time.Duration(float64(need) * float64(made.life) / float64(a.ttl))
+	if left := time.Until(time.Unix(made.exp, 0)); m.fault == "" && start.Sub(m.faultSince) > mint.BadNewsAge+40*time.Second {
+		need := a.MinRemaining
+		if made.life < a.TTL {
+			need = time.Duration(float64(need) * float64(made.life) / float64(a.TTL))
 		}
 		if left < need {
 			complain("a token with %s left, although the API is well", left)

@@ -15,6 +15,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 	"github.com/viewersession/caddy-viewer-session/internal/strip"
 )
 
@@ -35,7 +37,7 @@ func compiledFromJSON(t *testing.T, config string) (*Handler, poolSettings, *url
 	if err := h.compile(); err != nil {
 		return h, poolSettings{}, nil, err
 	}
-	settings, endpoint, err := h.poolSettings()
+	settings, endpoint, err := h.settings()
 	return h, settings, endpoint, err
 }
 
@@ -52,7 +54,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ask := h.routes[0].ask
+	static := h.routes[0].template.Static
 	for what, pair := range map[string][2]any{
 		"endpoint":      {settings.endpoint, "https://api.nutrient.io/viewer/sessions"},
 		"endpoint URL":  {endpoint.Host, "api.nutrient.io"},
@@ -63,10 +65,10 @@ func TestDefaults(t *testing.T) {
 		"cache_size":    {settings.cacheSize, int64(64 * 1024 * 1024)},
 		"header":        {h.names.Header, "X-Viewer-Session"},
 		"cookie":        {h.names.Cookie, ""},
-		"ttl":           {ask.static.ttl, time.Hour},
-		"min_remaining": {ask.static.minRemaining, 15 * time.Minute},
-		"permissions":   {fmt.Sprint(ask.static.permissions), "[read]"},
-		"user_id":       {ask.userID, ""},
+		"ttl":           {static.TTL, time.Hour},
+		"min_remaining": {static.MinRemaining, 15 * time.Minute},
+		"permissions":   {fmt.Sprint(static.Permissions), "[read]"},
+		"user_id":       {static.UserID, ""},
 		"id format":     {h.idFormat("a-B_9~"), true},
 		"id format, ü":  {h.idFormat("ü"), false},
 	} {
@@ -98,7 +100,7 @@ func TestMinRemainingIsAQuarterOfTheRoutesOwnTTL(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, want := range []time.Duration{30 * time.Minute, 150 * time.Second} {
-		if got := h.routes[i].ask.static.minRemaining; got != want {
+		if got := h.routes[i].template.Static.MinRemaining; got != want {
 			t.Errorf("route %d: %v, want %v", i+1, got, want)
 		}
 	}
@@ -210,7 +212,7 @@ func TestDocumentIDFormat(t *testing.T) {
 }
 
 func TestDefaultDocumentIDFormatByHand(t *testing.T) {
-	expr := regexp.MustCompile(`\A(?:` + DefaultDocumentIDFormat + `)\z`)
+	expr := regexp.MustCompile(`\A(?:` + defaultDocumentIDFormat + `)\z`)
 	accepted := 0
 	compare := func(id string) {
 		got := matchesDefaultIDFormat(id)
@@ -423,13 +425,13 @@ func TestResolveKey(t *testing.T) {
 		}
 		return "{file." + path + "}"
 	}
-	t.Setenv("VIEWER_SESSION_TEST_KEY", testKey)
+	t.Setenv("VIEWER_SESSION_TEST_KEY", dwstest.Key)
 	t.Setenv("VIEWER_SESSION_TEST_EMPTY", "")
 	t.Setenv("VIEWER_SESSION_TEST_SPACES", " \t ")
-	t.Setenv("VIEWER_SESSION_TEST_BEARER", "Bearer "+testKey)
-	t.Setenv("VIEWER_SESSION_TEST_NAMED", "NUTRIENT_DWS_VIEWER_API_KEY= "+testKey)
-	t.Setenv("VIEWER_SESSION_TEST_NEWLINE", "\n"+testKey+"\r\n")
-	t.Setenv("VIEWER_SESSION_TEST_BYTES", testKey+"ü")
+	t.Setenv("VIEWER_SESSION_TEST_BEARER", "Bearer "+dwstest.Key)
+	t.Setenv("VIEWER_SESSION_TEST_NAMED", "NUTRIENT_DWS_VIEWER_API_KEY= "+dwstest.Key)
+	t.Setenv("VIEWER_SESSION_TEST_NEWLINE", "\n"+dwstest.Key+"\r\n")
+	t.Setenv("VIEWER_SESSION_TEST_BYTES", dwstest.Key+"ü")
 	t.Setenv("VIEWER_SESSION_TEST_BRACES", "{env.VIEWER_SESSION_TEST_KEY}")
 	if err := os.Unsetenv("VIEWER_SESSION_TEST_UNSET"); err != nil {
 		t.Fatal(err)
@@ -438,13 +440,13 @@ func TestResolveKey(t *testing.T) {
 	for what, placeholder := range map[string]string{
 		"environment":            "{env.VIEWER_SESSION_TEST_KEY}",
 		"newlines around it":     "{env.VIEWER_SESSION_TEST_NEWLINE}",
-		"file":                   file("plain", testKey),
-		"file with a newline":    file("newline", testKey+"\n"),
-		"file from Windows":      file("windows", testKey+"\r\n"),
-		"file with blanks":       file("blanks", "  "+testKey+" \n\n"),
-		"file with a tab before": file("tab", "\t"+testKey),
+		"file":                   file("plain", dwstest.Key),
+		"file with a newline":    file("newline", dwstest.Key+"\n"),
+		"file from Windows":      file("windows", dwstest.Key+"\r\n"),
+		"file with blanks":       file("blanks", "  "+dwstest.Key+" \n\n"),
+		"file with a tab before": file("tab", "\t"+dwstest.Key),
 	} {
-		if key, err := resolveKey(placeholder); key != testKey || err != nil {
+		if key, err := resolveKey(placeholder); key != dwstest.Key || err != nil {
 			t.Errorf("%s: got %q, %v", what, key, err)
 		}
 	}
@@ -465,17 +467,17 @@ func TestResolveKey(t *testing.T) {
 		"no name":         {"{}", empty},
 		"with Bearer":     {"{env.VIEWER_SESSION_TEST_BEARER}", malformed},
 		"with its name":   {"{env.VIEWER_SESSION_TEST_NAMED}", malformed},
-		"two lines":       {file("lines", testKey+"\n"+testKey), malformed},
-		"in quotes":       {file("quotes", `"`+testKey+`"`), malformed},
-		"NUL":             {file("nul", testKey+"\x00"), malformed},
-		"byte order mark": {file("bom", "\ufeff"+testKey), malformed},
+		"two lines":       {file("lines", dwstest.Key+"\n"+dwstest.Key), malformed},
+		"in quotes":       {file("quotes", `"`+dwstest.Key+`"`), malformed},
+		"NUL":             {file("nul", dwstest.Key+"\x00"), malformed},
+		"byte order mark": {file("bom", "\ufeff"+dwstest.Key), malformed},
 		"not ASCII":       {"{env.VIEWER_SESSION_TEST_BYTES}", malformed},
 	} {
 		key, err := resolveKey(test.placeholder)
 		if want := "api_key " + test.placeholder + test.want; err == nil || err.Error() != want || key != "" {
 			t.Errorf("%s: got %q, %v\nwant %s", what, key, err, want)
 		}
-		if err != nil && strings.Contains(err.Error(), testKey) {
+		if err != nil && strings.Contains(err.Error(), dwstest.Key) {
 			t.Errorf("%s: the error repeats the key: %v", what, err)
 		}
 	}
@@ -487,12 +489,12 @@ func TestResolveKey(t *testing.T) {
 
 func TestReservedClaimsAreThoseOfTheContract(t *testing.T) {
 	for _, name := range []string{"exp", "user_id", "allowed_documents", "document_id", "document_permissions", "permissions", "Exp", "Document_Permissions", "PERMISSIONS", "permi\u017f\u017fions"} {
-		if err := checkClaim(name, json.RawMessage("1")); err == nil {
+		if err := claims.Check(name, json.RawMessage("1")); err == nil {
 			t.Errorf("%s is not refused", name)
 		}
 	}
 	for _, name := range []string{"collaboration_permissions", "user", "name", "a b", "ü"} {
-		if err := checkClaim(name, json.RawMessage("1")); err != nil {
+		if err := claims.Check(name, json.RawMessage("1")); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

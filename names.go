@@ -11,17 +11,19 @@ import (
 	"github.com/viewersession/caddy-viewer-session/internal/strip"
 )
 
+const defaultRequestHeader = "X-Viewer-Session"
+
 // newNames checks the names of the header and the cookie.
 func (h *Handler) newNames() (strip.Names, error) {
 	header := textproto.CanonicalMIMEHeaderKey(h.RequestHeader)
 	if header == "" && h.RequestCookie == "" {
-		header = DefaultRequestHeader
+		header = defaultRequestHeader
 	}
 	if header != "" && !httpguts.ValidHeaderFieldName(header) {
 		return strip.Names{}, fmt.Errorf("request_header %q is not a header name: write letters, digits and hyphens", h.RequestHeader)
 	}
 	if reservedHeader(header) {
-		return strip.Names{}, fmt.Errorf("request_header %s has a meaning of its own: choose a name of yours, such as %s", header, DefaultRequestHeader)
+		return strip.Names{}, fmt.Errorf("request_header %s has a meaning of its own: choose a name of yours, such as %s", header, defaultRequestHeader)
 	}
 	if cookie := h.RequestCookie; cookie != "" {
 		if !cookieName.MatchString(cookie) {

@@ -1,13 +1,9 @@
 package viewersession
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -24,96 +20,12 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
-
-// fakeAPI is a transport that answers as the API does, without a network, so
-// that it can run under a fake clock.
-type fakeAPI struct {
-	mu     sync.Mutex
-	mints  int
-	asked  []apiRequest
-	answer func(apiRequest) (*http.Response, error) // nil: a token as asked for
-	delay  time.Duration
-}
-
-type apiRequest struct {
-	ctx  context.Context
-	key  string
-	doc  string
-	user string
-	exp  int64
-	body string
-}
-
-func (f *fakeAPI) RoundTrip(r *http.Request) (*http.Response, error) {
-	var body struct {
-		AllowedDocuments []struct {
-			DocumentID string `json:"document_id"`
-		} `json:"allowed_documents"`
-		Exp    int64  `json:"exp"`
-		UserID string `json:"user_id"`
-	}
-	sent, err := io.ReadAll(r.Body)
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(sent, &body); err != nil {
-		return nil, err
-	}
-	asked := apiRequest{
-		ctx: r.Context(), key: r.Header.Get("Authorization"),
-		doc: body.AllowedDocuments[0].DocumentID, user: body.UserID, exp: body.Exp, body: string(sent),
-	}
-	f.mu.Lock()
-	f.mints++
-	serial := f.mints
-	f.asked = append(f.asked, asked)
-	answer, delay := f.answer, f.delay
-	f.mu.Unlock()
-	if delay > 0 {
-		select {
-		case <-time.After(delay):
-		case <-r.Context().Done():
-			return nil, r.Context().Err()
-		}
-	}
-	if answer != nil {
-		return answer(asked)
-	}
-	return respond(r, 201, fmt.Sprintf(`{"jwt":%q}`, signed(serial, asked.exp))), nil
-}
-
-func respond(r *http.Request, status int, body string) *http.Response {
-	return &http.Response{StatusCode: status, Header: make(http.Header), Body: io.NopCloser(bytes.NewBufferString(body)), Request: r}
-}
-
-// signed returns a token for reading that differs by serial.
-func signed(serial int, exp int64) string {
-	return testJWT(map[string]any{"exp": exp, "jti": serial, "permissions": []string{"read"}})
-}
-
-func (f *fakeAPI) set(answer func(apiRequest) (*http.Response, error)) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.answer = answer
-}
-
-func (f *fakeAPI) count() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.mints
-}
-
-func (f *fakeAPI) keys() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var keys []string
-	for _, a := range f.asked {
-		keys = append(keys, a.key)
-	}
-	return keys
-}
 
 var endpoints atomic.Int64
 
@@ -124,38 +36,18 @@ func newEndpoint() *url.URL {
 
 var testEndpoint = &url.URL{Scheme: "https", Host: "api.example.com", Path: "/viewer/sessions"}
 
-// failing answers with a status and body.
-func failing(status int, header ...string) func(apiRequest) (*http.Response, error) {
-	return func(apiRequest) (*http.Response, error) {
-		resp := respond(&http.Request{URL: testEndpoint}, status, `{}`)
-		for i := 0; i+1 < len(header); i += 2 {
-			resp.Header.Set(header[i], header[i+1])
-		}
-		return resp, nil
-	}
-}
-
-func refusing(apiRequest) (*http.Response, error) {
-	return nil, reverseproxy.NewDialError(&net.OpError{Op: "dial", Err: errors.New("connection refused")})
-}
-
-func hanging(r apiRequest) (*http.Response, error) {
-	<-r.ctx.Done()
-	return nil, r.ctx.Err()
-}
-
-// poolTest is a pool with one tenant, in a bubble with a fake clock.
+// poolTest is a pool with one member, in a bubble with a fake clock.
 type poolTest struct {
 	*pool
 	t      *testing.T
-	api    *fakeAPI
-	tenant *tenant
+	api    *dwstest.API
+	member *member
 }
 
 func testSettings(t *testing.T) poolSettings {
 	return poolSettings{
-		endpoint: testEndpoint.String() + "?" + t.Name(), apiKey: DefaultAPIKey, timeout: DefaultTimeout,
-		rate: DefaultMintRate, burst: DefaultMintBurst, cacheSize: minCacheSize,
+		endpoint: testEndpoint.String() + "?" + t.Name(), apiKey: defaultAPIKey, timeout: defaultTimeout,
+		rate: defaultMintRate, burst: defaultMintBurst, cacheSize: minCacheSize,
 	}
 }
 
@@ -172,15 +64,15 @@ func withPoolAt(t *testing.T, now func() clock.Time, change func(*poolSettings),
 		if change != nil {
 			change(&settings)
 		}
-		api := new(fakeAPI)
-		tenant := newTenant(api, nil, zap.NewNop(), "pdf_live_test")
-		p, err := joinPool(settings, newEndpoint(), tenant, now)
+		api := new(dwstest.API)
+		member := newMember(api, nil, zap.NewNop(), "pdf_live_test")
+		p, err := joinPool(settings, newEndpoint(), member, now)
 		if err != nil {
 			t.Fatal(err)
 		}
-		pt := &poolTest{pool: p, t: t, api: api, tenant: tenant}
+		pt := &poolTest{pool: p, t: t, api: api, member: member}
 		defer func() {
-			if err := p.leave(pt.tenant); err != nil {
+			if err := p.leave(pt.member); err != nil {
 				t.Error(err)
 			}
 			synctest.Wait()
@@ -189,15 +81,15 @@ func withPoolAt(t *testing.T, now func() clock.Time, change func(*poolSettings),
 	})
 }
 
-func testAsk(document string) *ask {
-	return &ask{documentID: document, permissions: []string{"read"}, ttl: time.Hour, minRemaining: 15 * time.Minute}
+func testClaims(document string) *claims.Claims {
+	return &claims.Claims{Request: dws.Request{DocumentID: document, Permissions: []string{"read"}, TTL: time.Hour}, MinRemaining: 15 * time.Minute}
 }
 
 // asked gets a token for document and checks where it came from. It may run in
 // a goroutine of its own.
 func (p *poolTest) asked(document string, want result) *token {
 	p.t.Helper()
-	tok, got, f := p.get(p.t.Context(), testAsk(document))
+	tok, got, f := p.get(p.t.Context(), testClaims(document))
 	if f != nil {
 		p.t.Errorf("%s: no token: %v", document, f)
 	} else if got != want {
@@ -220,7 +112,7 @@ func (p *poolTest) want(document string, want result) *token {
 // wantFailure gets none, for this reason.
 func (p *poolTest) wantFailure(document string, want reason) *failure {
 	p.t.Helper()
-	tok, _, f := p.get(p.t.Context(), testAsk(document))
+	tok, _, f := p.get(p.t.Context(), testClaims(document))
 	if f == nil {
 		p.t.Fatalf("%s: a token that expires at %d, want failure %s", document, tok.exp, want)
 	}
@@ -233,20 +125,20 @@ func (p *poolTest) wantFailure(document string, want reason) *failure {
 
 func (p *poolTest) wantMints(want int) {
 	p.t.Helper()
-	if got := p.api.count(); got != want {
+	if got := p.api.Count(); got != want {
 		p.t.Fatalf("%d mints, want %d", got, want)
 	}
 }
 
 func TestOneMintHoweverManyAskAtOnce(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.delay = 300 * time.Millisecond
+		p.api.Delay = 300 * time.Millisecond
 		var minted, shared atomic.Int32
 		jwts := make([]string, 200)
 		var wg sync.WaitGroup
 		for i := range jwts {
 			wg.Go(func() {
-				tok, result, f := p.get(t.Context(), testAsk("cold"))
+				tok, result, f := p.get(t.Context(), testClaims("cold"))
 				if f != nil {
 					t.Error(f)
 					return
@@ -280,19 +172,19 @@ func TestOneMintHoweverManyAskAtOnce(t *testing.T) {
 
 func TestLeaderThatHangsUpHarmsNobody(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.delay = time.Second
+		p.api.Delay = time.Second
 		ctx, hangUp := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			_, _, f := p.get(ctx, testAsk("doc"))
-			if f == nil || f.reason != reasonClientGone || f.status() != 499 {
+			_, _, f := p.get(ctx, testClaims("doc"))
+			if f == nil || f.reason != reasonClientGone || f.reason.status() != 499 {
 				t.Errorf("the leader got %v, want client_gone", f)
 			}
 		})
 		synctest.Wait()
 		for range 50 {
 			wg.Go(func() {
-				if _, result, f := p.get(t.Context(), testAsk("doc")); f != nil || result != resultShared {
+				if _, result, f := p.get(t.Context(), testClaims("doc")); f != nil || result != resultShared {
 					t.Errorf("a follower got %v, %v", result, f)
 				}
 			})
@@ -330,21 +222,21 @@ func TestTokenThroughItsLife(t *testing.T) {
 }
 
 func TestValidTokenOutlivesAnOutage(t *testing.T) {
-	for name, outage := range map[string]func(apiRequest) (*http.Response, error){
-		"refused": refusing, "5xx": failing(500), "hangs": hanging, "key refused": failing(403), "rejected": failing(404),
-		"throttled": failing(429, "Retry-After", "60"), "rubbish": func(apiRequest) (*http.Response, error) {
-			return respond(&http.Request{URL: testEndpoint}, 200, "<html>"), nil
+	for name, outage := range map[string]dwstest.Answer{
+		"refused": dwstest.Unreachable, "5xx": dwstest.Failing(500), "hangs": dwstest.Hanging, "key refused": dwstest.Failing(403), "rejected": dwstest.Failing(404),
+		"throttled": dwstest.Failing(429, "Retry-After", "60"), "rubbish": func(dwstest.Request) (*http.Response, error) {
+			return dwstest.Respond(200, "<html>")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			withPool(t, nil, func(t *testing.T, p *poolTest) {
 				first := p.want("doc", resultMinted)
-				p.api.set(outage)
+				p.api.Set(outage)
 				waited := 0
 				for range 59 {
 					time.Sleep(time.Minute)
 					start := time.Now()
-					tok, _, f := p.get(t.Context(), testAsk("doc"))
+					tok, _, f := p.get(t.Context(), testClaims("doc"))
 					if f != nil || tok != first {
 						t.Fatalf("after %s: %v", time.Since(start), f)
 					}
@@ -356,10 +248,10 @@ func TestValidTokenOutlivesAnOutage(t *testing.T) {
 					t.Errorf("%d requests with a valid token waited for the API", waited)
 				}
 				time.Sleep(time.Minute) // exp is now
-				if tok, _, f := p.get(t.Context(), testAsk("doc")); f == nil {
+				if tok, _, f := p.get(t.Context(), testClaims("doc")); f == nil {
 					t.Fatalf("a token that expired %s ago was handed out", time.Since(time.Unix(tok.exp, 0)))
 				}
-				p.api.set(nil)
+				p.api.Set(nil)
 				time.Sleep(time.Minute)
 				p.want("doc", resultMinted)
 				p.want("doc", resultHit)
@@ -372,7 +264,7 @@ func TestStaleTokenWhenTheMintFails(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		first := p.want("doc", resultMinted)
 		time.Sleep(50 * time.Minute)
-		p.api.set(refusing)
+		p.api.Set(dwstest.Unreachable)
 		if tok := p.want("doc", resultStale); tok != first {
 			t.Error("not the cached token")
 		}
@@ -381,39 +273,39 @@ func TestStaleTokenWhenTheMintFails(t *testing.T) {
 
 func TestColdDocumentFails(t *testing.T) {
 	for name, tc := range map[string]struct {
-		answer func(apiRequest) (*http.Response, error)
+		answer dwstest.Answer
 		reason reason
 		status int
 		after  time.Duration
 	}{
-		"refused":   {refusing, reasonUnavailable, 502, 0},
-		"hangs":     {hanging, reasonTimeout, 504, DefaultTimeout},
-		"500":       {failing(500), reasonUnavailable, 502, 0},
-		"503":       {failing(503), reasonUnavailable, 502, 0},
-		"503 later": {failing(503, "Retry-After", "7"), reasonThrottled, 503, 0},
-		"429":       {failing(429), reasonThrottled, 503, 0},
-		"401":       {failing(401), reasonKeyRefused, 502, 0},
-		"403":       {failing(403), reasonKeyRefused, 502, 0},
-		"400":       {failing(400), reasonRejected, 502, 0},
-		"422":       {failing(422), reasonRejected, 502, 0},
-		"404":       {failing(404), reasonRejected, 502, 0},
-		"307":       {failing(307, "Location", "https://elsewhere.example.com/"), reasonUnavailable, 502, 0},
+		"refused":   {dwstest.Unreachable, reasonUnavailable, 502, 0},
+		"hangs":     {dwstest.Hanging, reasonTimeout, 504, defaultTimeout},
+		"500":       {dwstest.Failing(500), reasonUnavailable, 502, 0},
+		"503":       {dwstest.Failing(503), reasonUnavailable, 502, 0},
+		"503 later": {dwstest.Failing(503, "Retry-After", "7"), reasonThrottled, 503, 0},
+		"429":       {dwstest.Failing(429), reasonThrottled, 503, 0},
+		"401":       {dwstest.Failing(401), reasonKeyRefused, 502, 0},
+		"403":       {dwstest.Failing(403), reasonKeyRefused, 502, 0},
+		"400":       {dwstest.Failing(400), reasonRefused, 502, 0},
+		"422":       {dwstest.Failing(422), reasonRefused, 502, 0},
+		"404":       {dwstest.Failing(404), reasonRefused, 502, 0},
+		"307":       {dwstest.Failing(307, "Location", "https://elsewhere.example.com/"), reasonUnavailable, 502, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			withPool(t, nil, func(t *testing.T, p *poolTest) {
-				p.api.set(tc.answer)
+				p.api.Set(tc.answer)
 				start := time.Now()
 				f := p.wantFailure("doc", tc.reason)
-				if f.status() != tc.status {
-					t.Errorf("status %d, want %d", f.status(), tc.status)
+				if f.reason.status() != tc.status {
+					t.Errorf("status %d, want %d", f.reason.status(), tc.status)
 				}
 				if got := time.Since(start); got != tc.after {
 					t.Errorf("it took %s, want %s", got, tc.after)
 				}
-				if f.status() == 503 && clock.Now().Until(f.retryAt) <= 0 {
+				if f.reason.status() == 503 && clock.Now().Until(f.retryAt) <= 0 {
 					t.Error("503 without a time to retry at")
 				}
-				p.api.set(nil)
+				p.api.Set(nil)
 				time.Sleep(11 * time.Second)
 				p.want("doc", resultMinted)
 			})
@@ -423,10 +315,10 @@ func TestColdDocumentFails(t *testing.T) {
 
 func TestOnlyWhatWasNotSentIsRetried(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(refusing)
+		p.api.Set(dwstest.Unreachable)
 		p.wantFailure("unsent", reasonUnavailable)
 		p.wantMints(2)
-		p.api.set(func(apiRequest) (*http.Response, error) { return nil, io.ErrUnexpectedEOF })
+		p.api.Set(func(dwstest.Request) (*http.Response, error) { return nil, io.ErrUnexpectedEOF })
 		p.wantFailure("sent", reasonUnavailable)
 		p.wantMints(3)
 	})
@@ -434,11 +326,11 @@ func TestOnlyWhatWasNotSentIsRetried(t *testing.T) {
 
 func TestOneBadDocumentHoldsUpNobody(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(func(r apiRequest) (*http.Response, error) {
-			if r.doc == "bad" {
-				return failing(500)(r)
+		p.api.Set(func(r dwstest.Request) (*http.Response, error) {
+			if r.Document == "bad" {
+				return dwstest.Failing(500)(r)
 			}
-			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(1, r.exp))), nil
+			return dwstest.Grant(dwstest.Token(1, r.Exp))
 		})
 		for i := range 100 {
 			p.wantFailure("bad", reasonUnavailable)
@@ -456,21 +348,21 @@ func TestOneBadDocumentHoldsUpNobody(t *testing.T) {
 
 func TestBadProbeDoesNotStandForAll(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(refusing)
+		p.api.Set(dwstest.Unreachable)
 		for i := range 10 {
 			p.wantFailure(fmt.Sprint("down", i), reasonUnavailable)
 		}
-		p.api.set(func(r apiRequest) (*http.Response, error) {
-			if r.doc == "bad" {
-				return failing(500)(r)
+		p.api.Set(func(r dwstest.Request) (*http.Response, error) {
+			if r.Document == "bad" {
+				return dwstest.Failing(500)(r)
 			}
-			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(1, r.exp))), nil
+			return dwstest.Grant(dwstest.Token(1, r.Exp))
 		})
 		// The bad document always asks first.
 		deadline := time.Now().Add(time.Minute)
 		for time.Now().Before(deadline) {
 			p.wantFailure("bad", reasonUnavailable)
-			if _, _, f := p.get(t.Context(), testAsk("good")); f == nil {
+			if _, _, f := p.get(t.Context(), testClaims("good")); f == nil {
 				return
 			}
 			time.Sleep(100 * time.Millisecond)
@@ -481,20 +373,20 @@ func TestBadProbeDoesNotStandForAll(t *testing.T) {
 
 func TestBackoffBoundsCallsAndEndsByItself(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(failing(500))
+		p.api.Set(dwstest.Failing(500))
 		const requests = 6000
 		for i := range requests {
 			p.wantFailure(fmt.Sprint("doc", i), reasonUnavailable)
 			time.Sleep(100 * time.Millisecond)
 		}
 		// Ten minutes, with a delay of at most 10 s and at least half of it.
-		if got := p.api.count(); got < 600/10 || got > 600/5+20 {
+		if got := p.api.Count(); got < 600/10 || got > 600/5+20 {
 			t.Errorf("%d mints were tried in ten minutes of outage", got)
 		}
-		p.api.set(nil)
+		p.api.Set(nil)
 		start := time.Now()
 		for i := 0; ; i++ {
-			if _, _, f := p.get(t.Context(), testAsk(fmt.Sprint("back", i))); f == nil {
+			if _, _, f := p.get(t.Context(), testClaims(fmt.Sprint("back", i))); f == nil {
 				break
 			}
 			time.Sleep(100 * time.Millisecond)
@@ -521,13 +413,13 @@ func TestRetryAfterIsKept(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			withPool(t, nil, func(t *testing.T, p *poolTest) {
-				p.api.set(failing(429, "Retry-After", tc.value))
+				p.api.Set(dwstest.Failing(429, "Retry-After", tc.value))
 				p.wantFailure("doc", reasonThrottled)
-				p.api.set(nil)
+				p.api.Set(nil)
 				start := time.Now()
 				for time.Since(start) < tc.held {
 					f := p.wantFailure("doc", reasonThrottled)
-					if until := clock.Now().Until(f.retryAt); until <= 0 || until > maxRetryAfter {
+					if until := clock.Now().Until(f.retryAt); until <= 0 || until > 5*time.Minute {
 						t.Fatalf("retry in %s", until)
 					}
 					p.wantFailure("other", reasonThrottled)
@@ -543,25 +435,25 @@ func TestRetryAfterIsKept(t *testing.T) {
 
 func TestPermanentRefusalIsRememberedForSeconds(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(failing(404))
+		p.api.Set(dwstest.Failing(404))
 		for range 10 {
-			p.wantFailure("doc", reasonRejected)
+			p.wantFailure("doc", reasonRefused)
 			time.Sleep(100 * time.Millisecond)
 		}
 		p.wantMints(1)
 		time.Sleep(refusalMemory)
-		p.wantFailure("doc", reasonRejected)
+		p.wantFailure("doc", reasonRefused)
 		p.wantMints(2)
 	})
 }
 
 func TestRefusalsBySomeStrangersIDsOpenNoBackoff(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(failing(400))
+		p.api.Set(dwstest.Failing(400))
 		for i := range 100 {
-			p.wantFailure(fmt.Sprint("made-up", i), reasonRejected)
+			p.wantFailure(fmt.Sprint("made-up", i), reasonRefused)
 		}
-		p.api.set(nil)
+		p.api.Set(nil)
 		p.want("real", resultMinted)
 	})
 }
@@ -577,11 +469,11 @@ func TestRotatedKeyNeedsNoReload(t *testing.T) {
 	accepted := new(atomic.Value)
 	accepted.Store("Bearer pdf_live_test")
 	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
-		p.api.set(func(r apiRequest) (*http.Response, error) {
-			if r.key != accepted.Load() {
-				return failing(401)(r)
+		p.api.Set(func(r dwstest.Request) (*http.Response, error) {
+			if r.Key != accepted.Load() {
+				return dwstest.Failing(401)(r)
 			}
-			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(1, r.exp))), nil
+			return dwstest.Grant(dwstest.Token(1, r.Exp))
 		})
 		old := p.want("doc", resultMinted)
 
@@ -602,16 +494,16 @@ func TestRotatedKeyNeedsNoReload(t *testing.T) {
 		for i := range 5 {
 			p.wantFailure(fmt.Sprint("cold", i), reasonKeyRefused)
 		}
-		if !p.backoff.holding(clock.Now()) {
+		if !p.minter.Failing(clock.Now()) {
 			t.Error("a refused key opens no back-off")
 		}
-		mints := p.api.count()
+		mints := p.api.Count()
 		p.wantFailure("held", reasonKeyRefused)
 		p.wantMints(mints)
 		write("pdf_live_test3")
 		p.want("held", resultMinted)
 		p.want("cold0", resultMinted)
-		if keys := p.api.keys(); keys[len(keys)-1] != "Bearer pdf_live_test3" {
+		if keys := p.api.Keys(); keys[len(keys)-1] != "Bearer pdf_live_test3" {
 			t.Errorf("the last mint used the key %q", keys[len(keys)-1])
 		}
 	})
@@ -629,7 +521,7 @@ func TestWrongNewKeyTakesNoTokenAway(t *testing.T) {
 	write("pdf_live_test")
 	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
 		kept := p.want("kept", resultMinted)
-		p.api.set(failing(401))
+		p.api.Set(dwstest.Failing(401))
 		write("pdf_live_wrong")
 		p.wantFailure("cold", reasonKeyRefused)
 		if tok := p.want("kept", resultHit); tok != kept {
@@ -637,19 +529,19 @@ func TestWrongNewKeyTakesNoTokenAway(t *testing.T) {
 		}
 		// By a reload.
 		settings := p.settings
-		next := newTenant(p.api, nil, zap.NewNop(), "pdf_live_wrong2")
+		next := newMember(p.api, nil, zap.NewNop(), "pdf_live_wrong2")
 		if _, err := joinPool(settings, testEndpoint, next, clock.Now); err != nil {
 			t.Fatal(err)
 		}
-		if err := p.leave(p.tenant); err != nil {
+		if err := p.leave(p.member); err != nil {
 			t.Fatal(err)
 		}
-		p.tenant = next
+		p.member = next
 		p.want("kept", resultHit)
 		p.wantFailure("cold2", reasonKeyRefused)
 		p.want("kept", resultHit)
 		// The right one takes over with its first mint.
-		p.api.set(nil)
+		p.api.Set(nil)
 		write("pdf_live_right")
 		time.Sleep(refusalMemory)
 		p.want("cold", resultMinted)
@@ -661,23 +553,23 @@ func TestWrongNewKeyTakesNoTokenAway(t *testing.T) {
 
 func TestKeyChangedByAReloadIsTriedAtOnce(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(func(r apiRequest) (*http.Response, error) {
-			if r.key != "Bearer pdf_live_mended" {
-				return failing(403)(r)
+		p.api.Set(func(r dwstest.Request) (*http.Response, error) {
+			if r.Key != "Bearer pdf_live_mended" {
+				return dwstest.Failing(403)(r)
 			}
-			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(1, r.exp))), nil
+			return dwstest.Grant(dwstest.Token(1, r.Exp))
 		})
 		for i := range 10 {
 			p.wantFailure(fmt.Sprint("doc", i), reasonKeyRefused)
 		}
-		next := newTenant(p.api, nil, zap.NewNop(), "pdf_live_mended")
+		next := newMember(p.api, nil, zap.NewNop(), "pdf_live_mended")
 		if _, err := joinPool(p.settings, testEndpoint, next, clock.Now); err != nil {
 			t.Fatal(err)
 		}
-		if err := p.leave(p.tenant); err != nil {
+		if err := p.leave(p.member); err != nil {
 			t.Fatal(err)
 		}
-		p.tenant = next
+		p.member = next
 		p.want("doc0", resultMinted)
 		p.want("new", resultMinted)
 	})
@@ -685,8 +577,8 @@ func TestKeyChangedByAReloadIsTriedAtOnce(t *testing.T) {
 
 func TestRetryAfterCountsFromTheAnswer(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.delay = 3 * time.Second
-		p.api.set(failing(429, "Retry-After", "3"))
+		p.api.Delay = 3 * time.Second
+		p.api.Set(dwstest.Failing(429, "Retry-After", "3"))
 		if f := p.wantFailure("doc", reasonThrottled); clock.Now().Until(f.retryAt) != 3*time.Second {
 			t.Errorf("retry in %s", clock.Now().Until(f.retryAt))
 		}
@@ -699,18 +591,14 @@ func TestRenewalsThatAreHeldBackCostNoRate(t *testing.T) {
 			p.want(fmt.Sprint("doc", i), resultMinted)
 		}
 		time.Sleep(30 * time.Minute)
-		p.api.set(failing(429, "Retry-After", "300"))
+		p.api.Set(dwstest.Failing(429, "Retry-After", "300"))
 		p.wantFailure("cold", reasonThrottled)
 		for i := range 20 {
 			p.want(fmt.Sprint("doc", i), resultRenewing)
 		}
-		left := 0
-		for p.queue.take() {
-			left++
-		}
-		if left < 39 {
-			t.Errorf("renewals that were never sent left %d of mint_rate", left)
-		}
+		p.api.Set(nil)
+		time.Sleep(5 * time.Minute)
+		p.want("probe", resultMinted) // it is back
 	})
 }
 
@@ -724,7 +612,7 @@ func TestMintRate(t *testing.T) {
 			var wg sync.WaitGroup
 			for i := range 100 {
 				wg.Go(func() {
-					_, _, f := p.get(t.Context(), testAsk(fmt.Sprint("doc", i)))
+					_, _, f := p.get(t.Context(), testClaims(fmt.Sprint("doc", i)))
 					if f == nil {
 						served.Add(1)
 						if took := int64(time.Since(start)); took > latest.Load() {
@@ -733,8 +621,8 @@ func TestMintRate(t *testing.T) {
 						return
 					}
 					limited.Add(1)
-					if f.reason != reasonRateLimited || f.status() != 503 || clock.At(start).Until(f.retryAt) < time.Second {
-						t.Errorf("%s %d retry at %s", f.reason, f.status(), f.retryAt.Wall())
+					if f.reason != reasonRateLimited || f.reason.status() != 503 || clock.At(start).Until(f.retryAt) < time.Second {
+						t.Errorf("%s %d retry at %s", f.reason, f.reason.status(), f.retryAt.Wall())
 					}
 					if took := time.Since(start); took > 0 {
 						t.Errorf("a request that cannot be served waited %s for its 503", took)
@@ -761,7 +649,7 @@ func TestMintRate(t *testing.T) {
 			time.Sleep(30 * time.Minute)
 			var wg sync.WaitGroup
 			for i := range 10 {
-				wg.Go(func() { _, _, _ = p.get(t.Context(), testAsk(fmt.Sprint("cold", i))) })
+				wg.Go(func() { _, _, _ = p.get(t.Context(), testClaims(fmt.Sprint("cold", i))) })
 			}
 			synctest.Wait() // five minted, five wait
 			p.wantMints(6)
@@ -780,7 +668,7 @@ func TestMintRate(t *testing.T) {
 			p.want("doc", resultMinted)
 			time.Sleep(50 * time.Minute)
 			for i := range 100 {
-				go func() { _, _, _ = p.get(t.Context(), testAsk(fmt.Sprint("cold", i))) }()
+				go func() { _, _, _ = p.get(t.Context(), testClaims(fmt.Sprint("cold", i))) }()
 			}
 			synctest.Wait()
 			p.want("doc", resultStale)
@@ -789,15 +677,12 @@ func TestMintRate(t *testing.T) {
 	})
 	t.Run("off", func(t *testing.T) {
 		withPool(t, func(s *poolSettings) { s.rate, s.burst, _ = (&MintRate{Off: true}).limits() }, func(t *testing.T, p *poolTest) {
+			start := time.Now()
 			for i := range 5000 {
 				p.want(fmt.Sprint("doc", i), resultMinted)
 			}
-			// No turn was waited for, however short.
-			for range 5000 {
-				p.queue.charge()
-			}
-			if !p.queue.take() {
-				t.Error("there is a limit")
+			if waited := time.Since(start); waited > 0 {
+				t.Errorf("waited for %s", waited)
 			}
 		})
 	})
@@ -807,7 +692,7 @@ func TestRenewalIsTriedOnceASecond(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		p.want("doc", resultMinted)
 		time.Sleep(30 * time.Minute)
-		p.api.set(failing(404))
+		p.api.Set(dwstest.Failing(404))
 		for range 100 {
 			p.want("doc", resultRenewing)
 			time.Sleep(10 * time.Millisecond)
@@ -819,11 +704,11 @@ func TestRenewalIsTriedOnceASecond(t *testing.T) {
 func TestShortGrantDoesNotMintEveryTime(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		// One minute where an hour was asked for: min_remaining is 15 s then.
-		p.api.set(func(r apiRequest) (*http.Response, error) {
-			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(int(r.exp), time.Now().Unix()+60))), nil
+		p.api.Set(func(r dwstest.Request) (*http.Response, error) {
+			return dwstest.Grant(dwstest.Token(int(r.Exp), time.Now().Unix()+60))
 		})
 		for range 600 {
-			tok, _, f := p.get(t.Context(), testAsk("doc"))
+			tok, _, f := p.get(t.Context(), testClaims("doc"))
 			if f != nil {
 				t.Fatal(f)
 			}
@@ -833,7 +718,7 @@ func TestShortGrantDoesNotMintEveryTime(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		// Renewed after 18.75 s to 26.25 s, so 23 to 33 times in ten minutes.
-		if got := p.api.count(); got < 20 || got > 35 {
+		if got := p.api.Count(); got < 20 || got > 35 {
 			t.Errorf("%d mints in ten minutes", got)
 		}
 	})
@@ -841,12 +726,12 @@ func TestShortGrantDoesNotMintEveryTime(t *testing.T) {
 
 func TestPanicInTheTransportIsAFailure(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(func(apiRequest) (*http.Response, error) { panic("boom") })
+		p.api.Set(func(dwstest.Request) (*http.Response, error) { panic("boom") })
 		for i := range 100 {
 			p.wantFailure(fmt.Sprint("doc", i), reasonUnavailable)
 			time.Sleep(time.Second)
 		}
-		p.api.set(nil)
+		p.api.Set(nil)
 		time.Sleep(maxDelay)
 		p.want("doc", resultMinted)
 	})
@@ -855,19 +740,19 @@ func TestPanicInTheTransportIsAFailure(t *testing.T) {
 // A panic in a probe must not keep the probe's place for good.
 func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(failing(500))
+		p.api.Set(dwstest.Failing(500))
 		for i := range 10 {
 			p.wantFailure(fmt.Sprint("down", i), reasonUnavailable)
 		}
-		if !p.backoff.holding(clock.Now()) {
+		if !p.minter.Failing(clock.Now()) {
 			t.Fatal("no back-off")
 		}
-		p.api.set(func(apiRequest) (*http.Response, error) { panic("boom") })
+		p.api.Set(func(dwstest.Request) (*http.Response, error) { panic("boom") })
 		for i := range 10 {
 			time.Sleep(2 * maxDelay)
 			p.wantFailure(fmt.Sprint("panics", i), reasonUnavailable)
 		}
-		p.api.set(nil)
+		p.api.Set(nil)
 		time.Sleep(2 * maxDelay)
 		p.want("doc", resultMinted)
 	})
@@ -878,7 +763,7 @@ func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
 func TestFlightLooksAgain(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		published := p.want("doc", resultMinted)
-		landed, _, f := p.land(testFlight(published), testAsk("doc"), errand{})
+		landed, _, f := p.mintOnce(p.flight(published), testClaims("doc"), flightOptions{})
 		if f != nil || landed != published {
 			t.Errorf("got %v, %v", landed, f)
 		}
@@ -892,9 +777,9 @@ func TestBadNewsGrowOld(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		p.want("doc", resultMinted)
 		time.Sleep(40 * time.Minute)
-		p.api.set(failing(500))
+		p.api.Set(dwstest.Failing(500))
 		p.want("doc", resultRenewing)
-		p.api.set(nil)
+		p.api.Set(nil)
 		time.Sleep(10 * time.Minute)
 		p.want("doc", resultMinted)
 	})
@@ -911,10 +796,10 @@ func TestMintInheritsNothingFromTheRequest(t *testing.T) {
 		ctx = context.WithValue(ctx, caddyhttp.OriginalRequestCtxKey, http.Request{})
 		requestReplacer := caddy.NewReplacer()
 		ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, requestReplacer)
-		if _, _, f := p.get(ctx, testAsk("doc")); f != nil {
+		if _, _, f := p.get(ctx, testClaims("doc")); f != nil {
 			t.Fatal(f)
 		}
-		got := p.api.asked[0].ctx
+		got := p.api.Asked[0].Context
 		for _, key := range []any{own{}, caddyhttp.VarsCtxKey, caddyhttp.OriginalRequestCtxKey} {
 			if value := got.Value(key); value != nil {
 				t.Errorf("the mint's context holds %v of the request", key)
@@ -923,7 +808,7 @@ func TestMintInheritsNothingFromTheRequest(t *testing.T) {
 		if repl, ok := got.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); !ok || repl == requestReplacer {
 			t.Error("the mint's context needs a replacer of its own")
 		}
-		if deadline, ok := got.Deadline(); !ok || time.Until(deadline) > DefaultTimeout {
+		if deadline, ok := got.Deadline(); !ok || time.Until(deadline) > defaultTimeout {
 			t.Error("the mint has no deadline")
 		}
 	})
@@ -932,25 +817,25 @@ func TestMintInheritsNothingFromTheRequest(t *testing.T) {
 func TestReloadKeepsTokensAndMintsUnderWay(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		kept := p.want("kept", resultMinted)
-		p.api.delay = 2 * time.Second
+		p.api.Delay = 2 * time.Second
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, _, f := p.get(t.Context(), testAsk("under way")); f != nil {
+			if _, _, f := p.get(t.Context(), testClaims("under way")); f != nil {
 				t.Error(f)
 			}
 		})
 		synctest.Wait()
 		p.wantMints(2)
 
-		newAPI := new(fakeAPI)
-		next := newTenant(newAPI, nil, zap.NewNop(), "pdf_live_test")
+		newAPI := new(dwstest.API)
+		next := newMember(newAPI, nil, zap.NewNop(), "pdf_live_test")
 		if same, err := joinPool(testSettings(t), testEndpoint, next, clock.Now); err != nil || same != p.pool {
 			t.Fatalf("the new config got another pool (%v)", err)
 		}
-		if err := p.leave(p.tenant); err != nil {
+		if err := p.leave(p.member); err != nil {
 			t.Fatal(err)
 		}
-		p.tenant = next
+		p.member = next
 		wg.Wait()
 		if tok := p.want("kept", resultHit); tok != kept {
 			t.Error("the reload lost a token")
@@ -959,7 +844,7 @@ func TestReloadKeepsTokensAndMintsUnderWay(t *testing.T) {
 		p.wantMints(2)
 		p.want("new", resultMinted)
 		p.wantMints(2)
-		if newAPI.count() != 1 {
+		if newAPI.Count() != 1 {
 			t.Error("the old config's transport is still in use")
 		}
 	})
@@ -968,8 +853,8 @@ func TestReloadKeepsTokensAndMintsUnderWay(t *testing.T) {
 func TestRefusedReloadChangesNothing(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		p.want("kept", resultMinted)
-		refused := new(fakeAPI)
-		next := newTenant(refused, nil, zap.NewNop(), "pdf_live_other")
+		refused := new(dwstest.API)
+		next := newMember(refused, nil, zap.NewNop(), "pdf_live_other")
 		if _, err := joinPool(testSettings(t), testEndpoint, next, clock.Now); err != nil {
 			t.Fatal(err)
 		}
@@ -980,7 +865,7 @@ func TestRefusedReloadChangesNothing(t *testing.T) {
 		p.want("kept", resultHit)
 		p.want("after", resultMinted)
 		p.wantMints(3)
-		if refused.count() != 0 {
+		if refused.Count() != 0 {
 			t.Error("a config that was refused has been asked")
 		}
 	})
@@ -988,24 +873,24 @@ func TestRefusedReloadChangesNothing(t *testing.T) {
 
 func TestRequestsOutliveThePool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		api := &fakeAPI{delay: time.Second}
-		tenant := newTenant(api, nil, zap.NewNop(), "pdf_live_test")
-		p, err := joinPool(testSettings(t), testEndpoint, tenant, clock.Now)
+		api := &dwstest.API{Delay: time.Second}
+		member := newMember(api, nil, zap.NewNop(), "pdf_live_test")
+		p, err := joinPool(testSettings(t), testEndpoint, member, clock.Now)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, _, f := p.get(t.Context(), testAsk("under way")); f != nil {
+			if _, _, f := p.get(t.Context(), testClaims("under way")); f != nil {
 				t.Errorf("a mint under way was lost: %v", f)
 			}
 		})
 		synctest.Wait()
-		if err := p.leave(tenant); err != nil {
+		if err := p.leave(member); err != nil {
 			t.Fatal(err)
 		}
 		wg.Wait()
-		if _, _, f := p.get(t.Context(), testAsk("late")); f != nil {
+		if _, _, f := p.get(t.Context(), testClaims("late")); f != nil {
 			t.Errorf("a request of the old config that came late: %v", f)
 		}
 		if _, exists := pools.References(testSettings(t)); exists {
@@ -1025,15 +910,15 @@ func withRotatedKey(t *testing.T, test func(t *testing.T, p *poolTest, old *toke
 			t.Fatal(err)
 		}
 	}
-	write(testKey)
+	write(dwstest.Key)
 	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
 		old := p.want("doc", resultMinted)
 		write("pdf_live_next")
-		p.api.set(func(r apiRequest) (*http.Response, error) {
-			if r.key != "Bearer pdf_live_next" {
-				return failing(401)(r)
+		p.api.Set(func(r dwstest.Request) (*http.Response, error) {
+			if r.Key != "Bearer pdf_live_next" {
+				return dwstest.Failing(401)(r)
 			}
-			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(p.api.count(), r.exp))), nil
+			return dwstest.Grant(dwstest.Token(p.api.Count(), r.Exp))
 		})
 		p.want("other", resultMinted)
 		test(t, p, old)
@@ -1044,12 +929,12 @@ func withRotatedKey(t *testing.T, test func(t *testing.T, p *poolTest, old *toke
 // finds that out, and no other waits for the former key's token.
 func TestFormerTokenBehindAnExpiredOne(t *testing.T) {
 	withRotatedKey(t, func(t *testing.T, p *poolTest, old *token) {
-		p.api.set(func(apiRequest) (*http.Response, error) {
-			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(p.api.count(), time.Now().Unix()+90))), nil
+		p.api.Set(func(dwstest.Request) (*http.Response, error) {
+			return dwstest.Grant(dwstest.Token(p.api.Count(), time.Now().Unix()+90))
 		})
 		p.want("doc", resultMinted)
 		time.Sleep(95 * time.Second) // it has not been swept
-		p.api.set(hanging)
+		p.api.Set(dwstest.Hanging)
 		for i := range 5 {
 			start := time.Now()
 			if p.want("doc", resultStale) != old {
@@ -1060,7 +945,7 @@ func TestFormerTokenBehindAnExpiredOne(t *testing.T) {
 			}
 			time.Sleep(2 * time.Second)
 		}
-		time.Sleep(DefaultTimeout) // renewals end
+		time.Sleep(defaultTimeout) // renewals end
 	})
 }
 
@@ -1068,7 +953,7 @@ func TestFormerTokenBehindAnExpiredOne(t *testing.T) {
 // has a valid token of the former key is served with it, and does not wait.
 func TestFormerKeysTokensOutliveAnOutage(t *testing.T) {
 	withRotatedKey(t, func(t *testing.T, p *poolTest, old *token) {
-		p.api.set(hanging)
+		p.api.Set(dwstest.Hanging)
 		for i := range 5 {
 			start := time.Now()
 			if got := p.want("doc", resultStale); got != old {
@@ -1079,12 +964,12 @@ func TestFormerKeysTokensOutliveAnOutage(t *testing.T) {
 			}
 			time.Sleep(2 * time.Second)
 		}
-		p.api.set(nil)
-		time.Sleep(badNewsAge + 2*maxDelay)
+		p.api.Set(nil)
+		time.Sleep(mint.BadNewsAge + 2*maxDelay)
 		if got := p.want("doc", resultMinted); got == old {
 			t.Error("the former key's token, although another could be minted")
 		}
-		p.api.set(hanging)
+		p.api.Set(dwstest.Hanging)
 		time.Sleep(2 * time.Hour)
 		p.wantFailure("doc", reasonTimeout) // and never past its exp
 	})
@@ -1106,28 +991,28 @@ func TestTokensOutliveSeveralRotations(t *testing.T) {
 		if p == nil {
 			return
 		}
-		p.api.set(func(r apiRequest) (*http.Response, error) {
-			if r.key != "Bearer "+key {
-				return failing(401)(r)
+		p.api.Set(func(r dwstest.Request) (*http.Response, error) {
+			if r.Key != "Bearer "+key {
+				return dwstest.Failing(401)(r)
 			}
-			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(p.api.count(), r.exp))), nil
+			return dwstest.Grant(dwstest.Token(p.api.Count(), r.Exp))
 		})
 		p.want("of "+key, resultMinted)
 	}
-	rotate(nil, testKey)
+	rotate(nil, dwstest.Key)
 	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
 		old := p.want("doc", resultMinted)
 		for i := range 3 {
 			rotate(p, fmt.Sprint("pdf_live_", i))
-			answer := p.api.answer
-			p.api.set(failing(503))
+			answer := p.api.Answer
+			p.api.Set(dwstest.Failing(503))
 			if got := p.want("doc", resultStale); got != old {
 				t.Errorf("after %d rotations: another token", i+1)
 			}
-			p.api.set(answer)
+			p.api.Set(answer)
 			time.Sleep(2 * maxDelay)
 		}
-		rotate(p, testKey) // and back to the first
+		rotate(p, dwstest.Key) // and back to the first
 		if got := p.want("doc", resultHit); got != old {
 			t.Error("the first key's token is not used with the first key")
 		}
@@ -1138,18 +1023,16 @@ func TestTokensOutliveSeveralRotations(t *testing.T) {
 // proven a newer key meanwhile.
 func TestLateMintDoesNotPromoteAnOldKey(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.delay = 2 * time.Second
+		p.api.Delay = 2 * time.Second
 		var wg sync.WaitGroup
 		wg.Go(func() { p.asked("slow", resultMinted) })
 		synctest.Wait()
-		next := newCredential("pdf_live_next")
-		p.tenant.credential.Store(next)
-		p.api.mu.Lock()
-		p.api.delay = 0
-		p.api.mu.Unlock()
+		next := mint.NewKey("pdf_live_next")
+		p.member.key.Store(next)
+		p.api.SetDelay(0)
 		p.want("fast", resultMinted)
 		wg.Wait()
-		if *p.account.Load() != next.account {
+		if *p.keys.current.Load() != next.ID {
 			t.Error("the old key's tokens are looked up again")
 		}
 		p.want("fast", resultHit)
@@ -1164,20 +1047,20 @@ func TestKeyChecksAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write(testKey)
+	write(dwstest.Key)
 	withPool(t, func(s *poolSettings) { s.apiKey = "{file." + file + "}" }, func(t *testing.T, p *poolTest) {
-		refused := p.credential()
+		refused := p.members.key()
 		for range keyCheckRate {
-			if p.refreshKey(refused) {
+			if p.members.Refresh(refused) {
 				t.Fatal("another key")
 			}
 		}
 		write("pdf_live_next")
-		if p.refreshKey(refused) {
+		if p.members.Refresh(refused) {
 			t.Error("the file is read more often than it should be")
 		}
 		time.Sleep(time.Second / keyCheckRate)
-		if !p.refreshKey(refused) {
+		if !p.members.Refresh(refused) {
 			t.Error("the new key is not found")
 		}
 	})
@@ -1186,18 +1069,16 @@ func TestKeyChecksAreBounded(t *testing.T) {
 // Whoever comes with a new key does not get what an old one mints meanwhile.
 func TestNewKeyDoesNotJoinAnOldOnesMint(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.delay = 2 * time.Second
+		p.api.Delay = 2 * time.Second
 		var wg sync.WaitGroup
 		wg.Go(func() { p.asked("doc", resultMinted) })
 		synctest.Wait()
-		next := newCredential("pdf_live_next")
-		p.tenant.credential.Store(next)
-		p.api.mu.Lock()
-		p.api.delay = 0
-		p.api.mu.Unlock()
+		next := mint.NewKey("pdf_live_next")
+		p.member.key.Store(next)
+		p.api.SetDelay(0)
 		p.want("fast", resultMinted)
-		tok, _, f := p.get(t.Context(), testAsk("doc"))
-		if f != nil || tok.key()[:len(account{})] != string(next.account[:]) {
+		tok, _, f := p.get(t.Context(), testClaims("doc"))
+		if f != nil || tok.key()[:len(mint.KeyID{})] != string(next.ID[:]) {
 			t.Errorf("%v, another key's token", f)
 		}
 		wg.Wait()

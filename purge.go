@@ -5,10 +5,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 )
 
-// era counts purges: it is the time that purges know.
-type era uint32
+// epoch counts purges: it is the time that purges know.
+type epoch uint32
 
 // purgeMemory is how long a purge must be remembered: no mint that was under
 // way at the purge lasts longer.
@@ -20,15 +22,15 @@ type purgeLog struct {
 	latest atomic.Uint32
 
 	mu        sync.RWMutex
-	all       era            // the latest purge of everything
-	documents map[string]era // the latest purge of a document; of the present period
-	before    map[string]era // of the period before
-	until     time.Duration  // when the present period ends
+	all       epoch            // the latest purge of everything
+	documents map[string]epoch // the latest purge of a document; of the present period
+	before    map[string]epoch // of the period before
+	until     time.Duration    // when the present period ends
 }
 
-func (l *purgeLog) now() era { return era(l.latest.Load()) }
+func (l *purgeLog) now() epoch { return epoch(l.latest.Load()) }
 
-// add begins a new era. An empty document is all of them. now is by the
+// add begins a new epoch. An empty document is all of them. now is by the
 // monotonic clock, as timeouts are.
 func (l *purgeLog) add(documentID string, now time.Duration) {
 	l.mu.Lock()
@@ -38,20 +40,20 @@ func (l *purgeLog) add(documentID string, now time.Duration) {
 		l.all = began
 	} else {
 		if l.documents == nil || now > l.until {
-			l.documents, l.before, l.until = make(map[string]era), l.documents, now+purgeMemory
+			l.documents, l.before, l.until = make(map[string]epoch), l.documents, now+purgeMemory
 		}
 		l.documents[strings.ToLower(documentID)] = began
 	}
 	l.latest.Store(uint32(began))
 }
 
-// cover reports whether the token has been purged since its minting began.
-func (l *purgeLog) cover(t *token) bool {
-	if t.era == l.now() {
+// purged reports whether the token has been purged since its minting began.
+func (l *purgeLog) purged(t *token) bool {
+	if t.epoch == l.now() {
 		return false
 	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	document := strings.ToLower(documentOf(t.key()[len(account{}):])) // the API may take ids as the same that differ in case
-	return t.era < max(l.all, l.documents[document], l.before[document])
+	document := strings.ToLower(claims.DocumentOf(nameOf(t.key()))) // the API may take ids as the same that differ in case
+	return t.epoch < max(l.all, l.documents[document], l.before[document])
 }

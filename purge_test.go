@@ -14,13 +14,17 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
 
 func TestPurgeOfOneDocument(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		alice := testAsk("a")
-		alice.userID = "alice"
+		alice := testClaims("a")
+		alice.UserID = "alice"
 		if _, _, f := p.get(t.Context(), alice); f != nil {
 			t.Fatal(f)
 		}
@@ -77,7 +81,7 @@ func TestPurgeOfAll(t *testing.T) {
 func TestPurgeReachesMintsUnderWay(t *testing.T) {
 	for _, all := range []bool{false, true} {
 		withPool(t, nil, func(t *testing.T, p *poolTest) {
-			p.api.delay = 2 * time.Second
+			p.api.Delay = 2 * time.Second
 			var wg sync.WaitGroup
 			var before, after *token
 			wg.Go(func() { before = p.asked("doc", resultMinted) })
@@ -103,7 +107,7 @@ func TestPurgeReachesMintsUnderWay(t *testing.T) {
 
 func TestPurgeOfAnotherDocumentLeavesMintsUnderWay(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.delay = 2 * time.Second
+		p.api.Delay = 2 * time.Second
 		var wg sync.WaitGroup
 		wg.Go(func() { p.asked("doc", resultMinted) })
 		time.Sleep(time.Second)
@@ -120,7 +124,7 @@ func TestPurgeReachesRenewals(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		p.want("doc", resultMinted)
 		time.Sleep(44 * time.Minute)
-		p.api.delay = 2 * time.Second
+		p.api.Delay = 2 * time.Second
 		p.want("doc", resultRenewing)
 		p.purge("doc")
 		time.Sleep(3 * time.Second)
@@ -135,10 +139,10 @@ func TestPurgedTokenIsNoFallback(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		p.want("doc", resultMinted)
 		time.Sleep(50 * time.Minute)
-		p.api.set(hanging)
+		p.api.Set(dwstest.Hanging)
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if tok, _, f := p.get(t.Context(), testAsk("doc")); f == nil || f.reason != reasonTimeout {
+			if tok, _, f := p.get(t.Context(), testClaims("doc")); f == nil || f.reason != reasonTimeout {
 				t.Errorf("%v, %v: want a timeout", tok, f)
 			}
 		})
@@ -149,7 +153,7 @@ func TestPurgedTokenIsNoFallback(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) { // without the purge, it is
 		p.want("doc", resultMinted)
 		time.Sleep(50 * time.Minute)
-		p.api.set(hanging)
+		p.api.Set(dwstest.Hanging)
 		p.want("doc", resultStale)
 	})
 }
@@ -157,15 +161,15 @@ func TestPurgedTokenIsNoFallback(t *testing.T) {
 func TestPurgeReachesTokensTurnedAway(t *testing.T) {
 	c := newTestCache(t, minCacheSize)
 	key := longKey("doc", 0)
-	c.recent.put(cachedToken(key))
+	c.overflow.put(cachedToken(key))
 	if c.get([]byte(key)) == nil {
 		t.Fatal("the token is not there")
 	}
 	if n := c.purge("doc0", clock.Now()); n != 1 || c.get([]byte(key)) != nil {
 		t.Errorf("%d tokens purged, want the one", n)
 	}
-	if c.recent.bytes != 0 || c.recent.count.Load() != 0 || c.recent.order.Len() != 0 {
-		t.Errorf("%d bytes and %d tokens are left behind", c.recent.bytes, c.recent.order.Len())
+	if c.overflow.bytes != 0 || c.overflow.count.Load() != 0 || c.overflow.order.Len() != 0 {
+		t.Errorf("%d bytes and %d tokens are left behind", c.overflow.bytes, c.overflow.order.Len())
 	}
 }
 
@@ -178,7 +182,7 @@ func TestPurgesAreForgotten(t *testing.T) {
 	old := cachedToken(longKey("doc", late))
 	for i := range 10_000 {
 		l.add(fmt.Sprint("doc", i), now+time.Duration(i)*time.Second)
-		if i >= late && i < late+int(purgeMemory/time.Second) && !l.cover(old) {
+		if i >= late && i < late+int(purgeMemory/time.Second) && !l.purged(old) {
 			t.Fatalf("forgotten after %d s", i)
 		}
 		if n, most := len(l.documents)+len(l.before), 2*int(purgeMemory/time.Second)+2; n > most {
@@ -200,9 +204,9 @@ func TestPurgeAfterTheLastConfig(t *testing.T) {
 
 func TestDocumentOfKey(t *testing.T) {
 	for _, id := range []string{"", "a", "doc", strings.Repeat("x", 127), strings.Repeat("x", 128), strings.Repeat("x", 100_000), "\x05a"} {
-		a := testAsk(id)
-		a.userID = "user"
-		if got := documentOf(keyOf(*a)); got != id {
+		a := testClaims(id)
+		a.UserID = "user"
+		if got := claims.DocumentOf(string(a.AppendKey(nil))); got != id {
 			t.Errorf("%.20q became %.20q", id, got)
 		}
 	}
@@ -259,9 +263,9 @@ func TestPurgeThroughTheAdminAPI(t *testing.T) {
 // purged as well.
 func TestPurgeWaitsForThoseWhoStore(t *testing.T) {
 	c := newTestCache(t, minCacheSize)
-	tok := cachedToken(string(new(account).cacheKey(string((&ask{documentID: "doc"}).appendKey(nil)))))
+	tok := cachedToken(string(withKeyID(new(mint.KeyID), string((&claims.Claims{Request: dws.Request{DocumentID: "doc"}}).AppendKey(nil)))))
 	c.storing.RLock() // as put does
-	if c.purges.cover(tok) {
+	if c.purges.purged(tok) {
 		t.Fatal("it has been purged before")
 	}
 	done := make(chan int)
@@ -286,8 +290,8 @@ func TestPurgeWaitsForThoseWhoStore(t *testing.T) {
 // What nobody could have got any more does not count.
 func TestPurgeDoesNotCountExpiredTokens(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
-		p.api.set(func(apiRequest) (*http.Response, error) {
-			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(p.api.count(), time.Now().Unix()+90))), nil
+		p.api.Set(func(dwstest.Request) (*http.Response, error) {
+			return dwstest.Grant(dwstest.Token(p.api.Count(), time.Now().Unix()+90))
 		})
 		p.want("doc", resultMinted)
 		time.Sleep(time.Minute)

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 	"github.com/viewersession/caddy-viewer-session/internal/pattern"
 )
 
@@ -20,7 +21,7 @@ import (
 type route struct {
 	patterns   []*pattern.Pattern // none: every path
 	documentID string             // template for patterns without :id
-	ask        *askTemplate
+	template   *claims.Template
 	session    bool // the browser fetches its token here, and the app decides
 }
 
@@ -107,13 +108,13 @@ func (h *Handler) newRoute(config Route) (session, page *route, err error) {
 	if err := options.check(documentID); err != nil {
 		return nil, nil, err
 	}
-	template, err := newAskTemplate(options)
+	template, err := options.template()
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, r := range []*route{session, page} {
 		if r != nil {
-			r.ask = template
+			r.template = template
 		}
 	}
 	return session, page, nil
@@ -163,7 +164,9 @@ func (h *Handler) newSession(config Route) (*route, error) {
 	return r, nil
 }
 
-// matchesDefaultIDFormat is DefaultDocumentIDFormat by hand: on every viewer request,
+const defaultDocumentIDFormat = `[A-Za-z0-9_~-]{1,128}`
+
+// matchesDefaultIDFormat is defaultDocumentIDFormat by hand: on every viewer request,
 // a compiled regexp would be the dearest part of matching.
 func matchesDefaultIDFormat(id string) bool {
 	if id == "" || len(id) > 128 {
@@ -181,7 +184,7 @@ func matchesDefaultIDFormat(id string) bool {
 
 // newIDFormat compiles document_id_format.
 func newIDFormat(expr string) (func(string) bool, error) {
-	if expr == "" || expr == DefaultDocumentIDFormat {
+	if expr == "" || expr == defaultDocumentIDFormat {
 		return matchesDefaultIDFormat, nil
 	}
 	// On its own first: with the anchors around it, "a)|(?:b" would compile.
@@ -236,10 +239,10 @@ func (h *Handler) matchRoute(rt *route, path string, r *http.Request) (id string
 // fits reports whether a document's id that is no part of the path may be used.
 func (h *Handler) fits(id string) bool { return utf8.ValidString(id) && h.idFormat(id) }
 
-// getsNone is true for requests to a viewer route that get no token by rule:
+// skipsToken is true for requests to a viewer route that get no token by rule:
 // OPTIONS shows no document, TRACE would echo the token, and error routes are
 // not what the token is for, so that an instance there only strips.
-func getsNone(r *http.Request) bool {
+func skipsToken(r *http.Request) bool {
 	return r.Method == http.MethodOptions || r.Method == http.MethodTrace ||
 		r.Context().Value(caddyhttp.ErrorCtxKey) != nil
 }

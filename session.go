@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 	"github.com/viewersession/caddy-viewer-session/internal/strip"
 )
 
@@ -35,108 +36,108 @@ var rejectedNames = strip.New(rejectedHeader, "")
 // serveSession answers a request to a path at which the browser fetches its
 // token. The app is asked first, and gets no token: if it answers 204, the
 // browser gets one. Any other answer of the app passes as it is.
-func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, info *requestInfo, template *askTemplate) error {
+func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, info *requestInfo, template *claims.Template) error {
 	info.bypass() // unless the app says yes
 	if rejected := r.Header.Get(rejectedHeader); rejected != "" {
 		info.rejected = rejected
 	}
 	rejectedNames.Strip(r, nil)
 
-	fetches := (r.Method == http.MethodGet || r.Method == http.MethodHead) && !getsNone(r)
+	fetches := (r.Method == http.MethodGet || r.Method == http.MethodHead) && !skipsToken(r)
 	if site := r.Header.Get("Sec-Fetch-Site"); fetches && (site == "cross-site" || site == "same-site") {
 		return h.failSession(w, info, &failure{reason: reasonCrossSite, err: fmt.Errorf("a %s page asks for a token", site)})
 	}
 	// What the request is worth is settled before the app is called, which may
 	// run handlers that change placeholders.
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	var ask ask
-	missing := template.resolve(&ask, repl, info.documentID)
+	var c claims.Claims
+	missing := template.Resolve(&c, repl, info.documentID)
 
-	guard := &answerGuard{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, fetches: fetches}
-	err := next.ServeHTTP(guard, r)
-	dropAnswer(w.Header())
-	if err != nil || !guard.saidYes {
+	writer := &approvalWriter{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, fetches: fetches}
+	err := next.ServeHTTP(writer, r)
+	dropApproval(w.Header())
+	if err != nil || !writer.approved {
 		h.bypass(info)
 		return err
 	}
 
-	f := guard.answer.apply(&ask, &missing, h.fits)
-	info.documentID = ask.documentID
+	f := writer.approval.apply(&c, missing, h.fits)
+	info.documentID = c.DocumentID
 	if f != nil {
 		return h.failSession(w, info, f)
 	}
-	token, result, f := h.pool.getAnother(r.Context(), &ask, info.rejected)
+	token, result, f := h.pool.replace(r.Context(), &c, info.rejected)
 	if f != nil {
 		return h.failSession(w, info, f)
 	}
-	h.pool.counters.countRequest(result)
+	h.pool.stats.countRequest(result)
 	info.set(result, token, nil)
 	return writeSession(w, r, token)
 }
 
-// answerGuard holds the app's 204 back and lets everything else pass, but for
+// approvalWriter holds the app's 204 back and lets everything else pass, but for
 // what the app tells the gateway in headers. It buffers nothing.
-type answerGuard struct {
+type approvalWriter struct {
 	caddyhttp.ResponseWriterWrapper
 	fetches     bool // whether a 204 is a yes
 	wroteHeader bool
-	saidYes     bool
-	answer      appAnswer
+	approved    bool
+	approval    approval
 }
 
 // WriteHeader implements http.ResponseWriter.
-func (g *answerGuard) WriteHeader(status int) {
-	header := g.Header()
+func (w *approvalWriter) WriteHeader(status int) {
+	header := w.Header()
 	switch {
-	case g.saidYes:
-	case g.wroteHeader:
-		g.ResponseWriter.WriteHeader(status)
+	case w.approved:
+	case w.wroteHeader:
+		w.ResponseWriter.WriteHeader(status)
 	case status < 200 && status != http.StatusSwitchingProtocols: // informational: the final header is still to come
-		said := takeAnswer(header)
-		g.ResponseWriter.WriteHeader(status)
+		said := takeApproval(header)
+		w.ResponseWriter.WriteHeader(status)
 		said.putBack(header)
 	default:
-		g.wroteHeader = true
-		g.answer = takeAnswer(header)
-		if g.saidYes = g.fetches && status == http.StatusNoContent; !g.saidYes {
-			g.ResponseWriter.WriteHeader(status)
+		w.wroteHeader = true
+		w.approval = takeApproval(header)
+		if w.approved = w.fetches && status == http.StatusNoContent; !w.approved {
+			w.ResponseWriter.WriteHeader(status)
 		}
 	}
 }
 
-func (g *answerGuard) writeHeader() {
-	if !g.wroteHeader {
-		g.WriteHeader(http.StatusOK)
+func (w *approvalWriter) writeHeader() {
+	if !w.wroteHeader {
+		w.WriteHeader(http.StatusOK)
 	}
 }
 
 // Write implements http.ResponseWriter.
-func (g *answerGuard) Write(p []byte) (int, error) {
-	g.writeHeader()
-	if g.saidYes {
+func (w *approvalWriter) Write(p []byte) (int, error) {
+	w.writeHeader()
+	if w.approved {
 		return len(p), nil // there is no body with a 204
 	}
-	return g.ResponseWriter.Write(p)
+	return w.ResponseWriter.Write(p)
 }
 
 // ReadFrom implements io.ReaderFrom.
-func (g *answerGuard) ReadFrom(r io.Reader) (int64, error) {
-	g.writeHeader()
-	if g.saidYes {
+func (w *approvalWriter) ReadFrom(r io.Reader) (int64, error) {
+	w.writeHeader()
+	if w.approved {
 		return io.Copy(io.Discard, r)
 	}
-	return g.ResponseWriterWrapper.ReadFrom(r)
+	return w.ResponseWriterWrapper.ReadFrom(r)
 }
 
 // FlushError is what http.ResponseController looks for. Flushing writes the
 // header as well.
-func (g *answerGuard) FlushError() error {
-	g.writeHeader()
-	if g.saidYes {
+func (w *approvalWriter) FlushError() error {
+	w.writeHeader()
+	if w.approved {
 		return nil
 	}
 	//nolint:bodyclose // there is no body here
-	return http.NewResponseController(g.ResponseWriter).Flush()
+	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
 // failSession answers with an error: on_error has no say here, since the
@@ -174,7 +175,7 @@ func keepPrivate(header http.Header) {
 			delete(header, name)
 		}
 	}
-	for _, name := range slices.Concat(ofAnAnswer, sharedCacheHeaders, answerHeaders) {
+	for _, name := range slices.Concat(ofAnAnswer, sharedCacheHeaders, approvalHeaders) {
 		delete(header, name)
 	}
 	header.Set("Cache-Control", "no-store")
@@ -187,22 +188,22 @@ var ofAnAnswer = []string{
 	"Content-Digest", "Content-Md5", "Digest", "Repr-Digest", "Etag", "Last-Modified", "Expires", "Accept-Ranges", "Trailer", "Timing-Allow-Origin",
 }
 
-var answerHeaders = []string{documentHeader, permissionsHeader, userHeader}
+var approvalHeaders = []string{documentHeader, permissionsHeader, userHeader}
 
-// appAnswer is what the app says in response headers on a session path. What
+// approval is what the app says in response headers on a session path. What
 // it does not say is nil.
-type appAnswer struct {
+type approval struct {
 	document, permissions, user []string
 }
 
-// takeAnswer reads what the app says and removes it from the answer.
-func takeAnswer(header http.Header) appAnswer {
-	said := appAnswer{header[documentHeader], header[permissionsHeader], header[userHeader]}
-	dropAnswer(header)
+// takeApproval reads what the app says and removes it from the answer.
+func takeApproval(header http.Header) approval {
+	said := approval{header[documentHeader], header[permissionsHeader], header[userHeader]}
+	dropApproval(header)
 	return said
 }
 
-func (s *appAnswer) putBack(header http.Header) {
+func (s *approval) putBack(header http.Header) {
 	for name, values := range map[string][]string{documentHeader: s.document, permissionsHeader: s.permissions, userHeader: s.user} {
 		if values != nil {
 			header[name] = values
@@ -210,9 +211,9 @@ func (s *appAnswer) putBack(header http.Header) {
 	}
 }
 
-// dropAnswer removes what the app says, also where it comes as trailers.
-func dropAnswer(header http.Header) {
-	for _, name := range answerHeaders {
+// dropApproval removes what the app says, also where it comes as trailers.
+func dropApproval(header http.Header) {
+	for _, name := range approvalHeaders {
 		delete(header, name)
 		delete(header, http.TrailerPrefix+name)
 	}
@@ -221,33 +222,33 @@ func dropAnswer(header http.Header) {
 // apply lets the app's words replace the URL's and the config's. A header that
 // is there but says nothing is not the same as none: an app that looked for
 // something and found nothing must not get what it did not mean.
-func (s *appAnswer) apply(a *ask, missing *unresolved, fits func(string) bool) *failure {
+func (s *approval) apply(c *claims.Claims, missing claims.Missing, fits func(string) bool) *failure {
 	switch {
-	case s.document == nil && a.documentID == "":
+	case s.document == nil && c.DocumentID == "":
 		return &failure{reason: reasonAppAnswer, err: errors.New("the app answered 204 without " + documentHeader + ", and the session path has no document's id")}
 	case s.document == nil:
 	case len(s.document) != 1 || !fits(s.document[0]):
 		return &failure{reason: reasonAppAnswer, err: fmt.Errorf("%s %.60q of the app's answer is not one id that fits document_id_format", documentHeader, strings.Join(s.document, ", "))}
 	default:
-		a.documentID = s.document[0]
+		c.DocumentID = s.document[0]
 	}
 	switch {
 	case s.user == nil:
 	case len(s.user) != 1 || !utf8.ValidString(s.user[0]):
 		return &failure{reason: reasonAppAnswer, err: fmt.Errorf("%s of the app's answer is not one user, or not valid UTF-8", userHeader)}
 	case s.user[0] == "":
-		missing.user = &failure{reason: reasonNoUser, err: fmt.Errorf("%s of the app's answer is empty", userHeader)}
+		missing.User = fmt.Errorf("%s of the app's answer is empty", userHeader)
 	default:
-		a.userID, missing.user = s.user[0], nil
+		c.UserID, missing.User = s.user[0], nil
 	}
 	if s.permissions != nil {
-		permissions, err := readPermissions(s.permissions)
+		permissions, err := claims.ReadPermissions(s.permissions)
 		if err != nil {
-			missing.permissions = &failure{reason: reasonNoPermission, err: fmt.Errorf("%s of the app's answer: %w", permissionsHeader, err)}
+			missing.Permissions = fmt.Errorf("%s of the app's answer: %w", permissionsHeader, err)
 		} else {
-			missing.permissions = nil
-			a.permissions, a.keyPart = permissions, nil // which was prepared for others
+			missing.Permissions = nil
+			c.SetPermissions(permissions)
 		}
 	}
-	return missing.first()
+	return failureOfMissing(missing)
 }

@@ -23,6 +23,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
 
 const sessionRoutes = `viewer_session {
@@ -94,7 +96,7 @@ func wantStatus(t *testing.T, err error, status int, want reason) *failure {
 }
 
 func TestSessionGoesToTheAppFirst(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	h := newTestHandler(t, api, sessionRoutes)
 	next := appAnswering(204, "Set-Cookie", "app=1", "Content-Type", "text/plain", "Etag", "x", "Access-Control-Allow-Origin", "*",
 		"Access-Control-Allow-Credentials", "true", "Content-Security-Policy", "default-src 'self'", "Cache-Control", "public, max-age=60", "Cdn-Cache-Control", "max-age=60", "X-Request-Id", "7")
@@ -112,7 +114,7 @@ func TestSessionGoesToTheAppFirst(t *testing.T) {
 	if placeholder(r, "document_id") != "doc1" || placeholder(r, "result") != "minted" {
 		t.Errorf("document %s, result %s", placeholder(r, "document_id"), placeholder(r, "result"))
 	}
-	if got := api.asked[0].doc; got != "doc1" {
+	if got := api.Asked[0].Document; got != "doc1" {
 		t.Errorf("minted for %s", got)
 	}
 
@@ -122,15 +124,15 @@ func TestSessionGoesToTheAppFirst(t *testing.T) {
 	if err := h.ServeHTTP(w, r, page); err != nil || placeholder(r, "result") != "hit" {
 		t.Errorf("%v, result %s", err, placeholder(r, "result"))
 	}
-	if api.count() != 1 {
-		t.Errorf("%d mints for one document", api.count())
+	if api.Count() != 1 {
+		t.Errorf("%d mints for one document", api.Count())
 	}
 }
 
 // Whatever the app answers but 204, the browser gets as it is.
 func TestOtherAnswersPass(t *testing.T) {
 	for _, status := range []int{200, 201, 203, 205, 206, 301, 302, 304, 400, 401, 403, 404, 410, 429, 500, 502, 503} {
-		api := new(fakeAPI)
+		api := new(dwstest.API)
 		h := newTestHandler(t, api, sessionRoutes)
 		next := appAnswering(status, "Location", "/login", "Cache-Control", "public", "Etag", "x", "Access-Control-Allow-Origin", "*",
 			documentHeader, "doc2", permissionsHeader, "write", userHeader, "alice")
@@ -142,8 +144,8 @@ func TestOtherAnswersPass(t *testing.T) {
 		if w.Code != status || fmt.Sprint(w.Header()) != fmt.Sprint(want) || w.Body.Len() != 0 {
 			t.Errorf("status %d with %v became %d with %v", status, want, w.Code, w.Header())
 		}
-		if api.count() != 0 || placeholder(r, "result") != "bypass" {
-			t.Errorf("status %d: %d mints, result %s", status, api.count(), placeholder(r, "result"))
+		if api.Count() != 0 || placeholder(r, "result") != "bypass" {
+			t.Errorf("status %d: %d mints, result %s", status, api.Count(), placeholder(r, "result"))
 		}
 	}
 }
@@ -168,7 +170,7 @@ func TestOtherAnswersPassInOtherWays(t *testing.T) {
 			return err
 		},
 	} {
-		h := newTestHandler(t, new(fakeAPI), sessionRoutes)
+		h := newTestHandler(t, new(dwstest.API), sessionRoutes)
 		r, w := newRequest("GET", "/documents/doc1/session")
 		if err := h.ServeHTTP(w, r, &app{do: do}); err != nil {
 			t.Fatal(err)
@@ -182,7 +184,7 @@ func TestOtherAnswersPassInOtherWays(t *testing.T) {
 		}
 	}
 	t.Run("nothing at all", func(t *testing.T) {
-		h := newTestHandler(t, new(fakeAPI), sessionRoutes)
+		h := newTestHandler(t, new(dwstest.API), sessionRoutes)
 		r, w := newRequest("GET", "/documents/doc1/session")
 		if err := h.ServeHTTP(w, r, &app{do: func(w http.ResponseWriter, _ *http.Request) error {
 			w.Header().Set(documentHeader, "doc2")
@@ -192,7 +194,7 @@ func TestOtherAnswersPassInOtherWays(t *testing.T) {
 		}
 	})
 	t.Run("an error", func(t *testing.T) {
-		api := new(fakeAPI)
+		api := new(dwstest.API)
 		h := newTestHandler(t, api, sessionRoutes)
 		for _, before := range []func(http.ResponseWriter){func(http.ResponseWriter) {}, func(w http.ResponseWriter) { w.WriteHeader(204) }} {
 			r, w := newRequest("GET", "/documents/doc1/session")
@@ -200,13 +202,13 @@ func TestOtherAnswersPassInOtherWays(t *testing.T) {
 			if err := h.ServeHTTP(w, r, &app{do: func(w http.ResponseWriter, _ *http.Request) error { before(w); return broken }}); err != error(broken) { //nolint:errorlint // the very same
 				t.Errorf("the app's error became %v", err)
 			}
-			if w.Body.Len() != 0 || api.count() != 0 {
+			if w.Body.Len() != 0 || api.Count() != 0 {
 				t.Error("an error of the app is taken for a yes")
 			}
 		}
 	})
 	t.Run("a 204 with a body", func(t *testing.T) {
-		h := newTestHandler(t, new(fakeAPI), sessionRoutes)
+		h := newTestHandler(t, new(dwstest.API), sessionRoutes)
 		r, w := newRequest("GET", "/documents/doc1/session")
 		err := h.ServeHTTP(w, r, &app{do: func(w http.ResponseWriter, _ *http.Request) error {
 			w.WriteHeader(204)
@@ -219,21 +221,21 @@ func TestOtherAnswersPassInOtherWays(t *testing.T) {
 
 func TestMethodsOnASessionPath(t *testing.T) {
 	for _, method := range []string{"POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"} {
-		api := new(fakeAPI)
+		api := new(dwstest.API)
 		h := newTestHandler(t, api, sessionRoutes)
 		next := appAnswering(204, userHeader, "alice", "X-Request-Id", "7")
 		r, w := newRequest(method, "/documents/doc1/session", "X-Viewer-Session", "forged", "X-Viewer-Rejected", "old", "Sec-Fetch-Site", "cross-site")
 		if err := h.ServeHTTP(w, r, next); err != nil {
 			t.Fatal(err)
 		}
-		if w.Code != 204 || w.Body.Len() != 0 || api.count() != 0 || w.Header().Get(userHeader) != "" || w.Header().Get("X-Request-Id") != "7" {
-			t.Errorf("%s: %d, %v, %d mints", method, w.Code, w.Header(), api.count())
+		if w.Code != 204 || w.Body.Len() != 0 || api.Count() != 0 || w.Header().Get(userHeader) != "" || w.Header().Get("X-Request-Id") != "7" {
+			t.Errorf("%s: %d, %v, %d mints", method, w.Code, w.Header(), api.Count())
 		}
 		if len(next.header) != 1 {
 			t.Errorf("%s: the app saw %v", method, next.header)
 		}
 	}
-	h := newTestHandler(t, new(fakeAPI), sessionRoutes)
+	h := newTestHandler(t, new(dwstest.API), sessionRoutes)
 	r, w := newRequest("HEAD", "/documents/doc1/session")
 	if err := h.ServeHTTP(w, r, appAnswering(204)); err != nil || w.Code != 200 || w.Body.Len() != 0 || w.Header().Get("Content-Length") == "" || w.Header().Get("Content-Type") != "application/json" {
 		t.Errorf("HEAD: %v, %d, %v, %s", err, w.Code, w.Header(), w.Body)
@@ -245,7 +247,7 @@ func TestMethodsOnASessionPath(t *testing.T) {
 func TestCrossSiteIsRefused(t *testing.T) {
 	for site, allowed := range map[string]bool{"cross-site": false, "same-site": false, "same-origin": true, "none": true, "": true} {
 		for _, method := range []string{"GET", "HEAD"} {
-			api := new(fakeAPI)
+			api := new(dwstest.API)
 			h := newTestHandler(t, api, sessionRoutes)
 			next := appAnswering(204)
 			r, w := newRequest(method, "/documents/doc1/session", "Sec-Fetch-Site", site)
@@ -258,8 +260,8 @@ func TestCrossSiteIsRefused(t *testing.T) {
 				continue
 			}
 			wantStatus(t, err, 403, reasonCrossSite)
-			if next.calls != 0 || api.count() != 0 || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get(userHeader) != "" || placeholder(r, "error") != "cross_site" {
-				t.Errorf("%q: %d calls, %d mints, %v", site, next.calls, api.count(), w.Header())
+			if next.calls != 0 || api.Count() != 0 || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get(userHeader) != "" || placeholder(r, "error") != "cross_site" {
+				t.Errorf("%q: %d calls, %d mints, %v", site, next.calls, api.Count(), w.Header())
 			}
 		}
 	}
@@ -306,9 +308,9 @@ func TestTheAppSaysMoreThanTheURL(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var body []byte
-			api := new(fakeAPI)
+			api := new(dwstest.API)
 			h := newTestHandler(t, api, sessionRoutes)
-			h.tenant.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+			h.member.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
 				var err error
 				if body, err = io.ReadAll(r.Body); err != nil {
 					return nil, err
@@ -321,8 +323,8 @@ func TestTheAppSaysMoreThanTheURL(t *testing.T) {
 			err := h.ServeHTTP(w, r, appAnswering(204, test.header...))
 			if test.reason != "" {
 				wantStatus(t, err, test.status, test.reason)
-				if api.count() != 0 || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get(userHeader) != "" {
-					t.Errorf("%d mints, %v", api.count(), w.Header())
+				if api.Count() != 0 || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get(userHeader) != "" {
+					t.Errorf("%d mints, %v", api.Count(), w.Header())
 				}
 				return
 			}
@@ -354,7 +356,7 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 // What the app says belongs to this answer: the next without it gets what the
 // config says.
 func TestTheAppsWordsAreNotKept(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	h := newTestHandler(t, api, sessionRoutes)
 	fetch := func(header ...string) string {
 		t.Helper()
@@ -371,15 +373,15 @@ func TestTheAppsWordsAreNotKept(t *testing.T) {
 	if fetch() != all || fetch(userHeader, "alice") != alice || fetch(permissionsHeader, "read") != readers {
 		t.Error("a token was not found again")
 	}
-	if api.count() != 3 {
-		t.Errorf("%d mints, want 3", api.count())
+	if api.Count() != 3 {
+		t.Errorf("%d mints, want 3", api.Count())
 	}
 }
 
 // The user is who authentication said before the app was called: the app's own
 // reverse_proxy may set the same placeholders.
 func TestUserIsResolvedBeforeTheAppIsCalled(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	h := newTestHandler(t, api, sessionRoutes)
 	r, w := newRequest("GET", "/users/doc1/session")
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -390,7 +392,7 @@ func TestUserIsResolvedBeforeTheAppIsCalled(t *testing.T) {
 		return nil
 	}})
 	wantSession(t, w, err)
-	if got := api.asked[0].user; got != "bob" {
+	if got := api.Asked[0].User; got != "bob" {
 		t.Errorf("minted for %s", got)
 	}
 
@@ -404,19 +406,19 @@ func TestSessionPathsThatAreNone(t *testing.T) {
 		"/documents/a%2Fb/session", "/documents/../x/session", "/documents//session", "/documents/doc1/session/x", "/documents/d.c/session",
 		"/documents/doc1%2Fsession", "/token/x", "/view/session?doc=a/b", "//token", "/./token", "/token%00",
 	} {
-		api := new(fakeAPI)
+		api := new(dwstest.API)
 		h := newTestHandler(t, api, sessionRoutes)
 		r, w := newRequest("GET", target)
-		if err := h.ServeHTTP(w, r, appAnswering(204)); err != nil || w.Code != 204 || api.count() != 0 {
-			t.Errorf("%s: %v, %d, %d mints", target, err, w.Code, api.count())
+		if err := h.ServeHTTP(w, r, appAnswering(204)); err != nil || w.Code != 204 || api.Count() != 0 {
+			t.Errorf("%s: %v, %d, %d mints", target, err, w.Code, api.Count())
 		}
 	}
 }
 
 // on_error has no say on session paths.
 func TestSessionFailuresAreErrors(t *testing.T) {
-	api := new(fakeAPI)
-	api.set(failing(500))
+	api := new(dwstest.API)
+	api.Set(dwstest.Failing(500))
 	h := newTestHandler(t, api, strings.Replace(sessionRoutes, "{\n", "{\n\ton_error pass\n\tallow_store\n", 1))
 	r, w := newRequest("GET", "/documents/doc1/session")
 	err := h.ServeHTTP(w, r, appAnswering(204, "Set-Cookie", "app=1", "Etag", "x", "Access-Control-Allow-Origin", "*"))
@@ -431,19 +433,19 @@ func TestSessionFailuresAreErrors(t *testing.T) {
 }
 
 func TestErrorRoutesGiveNoSession(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	h := newTestHandler(t, api, sessionRoutes)
 	r, w := newRequest("GET", "/documents/doc1/session", "X-Viewer-Session", "forged")
 	r = r.WithContext(context.WithValue(r.Context(), caddyhttp.ErrorCtxKey, errors.New("broken")))
 	next := appAnswering(204, userHeader, "alice")
-	if err := h.ServeHTTP(w, r, next); err != nil || w.Code != 204 || api.count() != 0 || len(next.header) != 0 || w.Header().Get(userHeader) != "" {
-		t.Errorf("%v, %d, %d mints, %v", err, w.Code, api.count(), next.header)
+	if err := h.ServeHTTP(w, r, next); err != nil || w.Code != 204 || api.Count() != 0 || len(next.header) != 0 || w.Header().Get(userHeader) != "" {
+		t.Errorf("%v, %d, %d mints, %v", err, w.Code, api.Count(), next.header)
 	}
 }
 
 func TestAppAnswersWithoutADocumentAreLoggedOnceInAWhile(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
-	h := newTestHandler(t, new(fakeAPI), sessionRoutes)
+	h := newTestHandler(t, new(dwstest.API), sessionRoutes)
 	h.logger = zap.New(core)
 	for range 5 {
 		r, w := newRequest("GET", "/token")
@@ -456,15 +458,15 @@ func TestAppAnswersWithoutADocumentAreLoggedOnceInAWhile(t *testing.T) {
 
 // nested instances: the inner one answers, and the outer one passes it on.
 func TestSessionOfTwoInstances(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	outer, inner := newTestHandler(t, api, sessionRoutes), newTestHandler(t, api, sessionRoutes)
 	r, w := newRequest("GET", "/documents/doc1/session")
 	err := outer.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 		return inner.ServeHTTP(w, r, appAnswering(204))
 	}))
 	wantSession(t, w, err)
-	if api.count() != 1 || placeholder(r, "result") != "minted" {
-		t.Errorf("%d mints, result %s", api.count(), placeholder(r, "result"))
+	if api.Count() != 1 || placeholder(r, "result") != "minted" {
+		t.Errorf("%d mints, result %s", api.Count(), placeholder(r, "result"))
 	}
 	if counted := gather(t, outer.pool.endpoint.Host); counted["requests_total minted"] != 1 || counted["requests_total bypass"] != 0 {
 		t.Errorf("one request is counted as %v minted and %v bypass", counted["requests_total minted"], counted["requests_total bypass"])
@@ -473,7 +475,7 @@ func TestSessionOfTwoInstances(t *testing.T) {
 
 // The outer instance takes the header off, and the inner one knows of it.
 func TestRejectedTokenOfTwoInstances(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	outer, inner := newTestHandler(t, api, sessionRoutes), newTestHandler(t, api, sessionRoutes)
 	fetch := func(rejected string) string {
 		t.Helper()
@@ -495,7 +497,7 @@ func TestRejectedTokenOfTwoInstances(t *testing.T) {
 
 // What the app says before an informational answer is said with the final one.
 func TestAppsWordsSurviveInformationalAnswers(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	h := newTestHandler(t, api, sessionRoutes)
 	var informed http.Header
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -525,8 +527,8 @@ func TestAppsWordsSurviveInformationalAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	if resp.StatusCode != 200 || len(api.asked) != 1 || api.asked[0].user != "alice" {
-		t.Errorf("status %d, asked for %+v", resp.StatusCode, api.asked)
+	if resp.StatusCode != 200 || len(api.Asked) != 1 || api.Asked[0].User != "alice" {
+		t.Errorf("status %d, asked for %+v", resp.StatusCode, api.Asked)
 	}
 	if informed == nil || len(informed[userHeader]) > 0 || len(resp.Header[userHeader]) > 0 {
 		t.Errorf("the browser is told %v, %v", informed, resp.Header)
@@ -534,7 +536,7 @@ func TestAppsWordsSurviveInformationalAnswers(t *testing.T) {
 }
 
 func TestFlushOnASessionPath(t *testing.T) {
-	h := newTestHandler(t, new(fakeAPI), sessionRoutes)
+	h := newTestHandler(t, new(dwstest.API), sessionRoutes)
 	r, w := newRequest("GET", "/documents/doc1/session")
 	err := h.ServeHTTP(w, r, &app{do: func(inner http.ResponseWriter, _ *http.Request) error {
 		inner.Header().Set("Content-Type", "text/event-stream")
@@ -568,7 +570,7 @@ func TestRejectedTokenIsReplaced(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			withPool(t, nil, func(t *testing.T, p *poolTest) {
 				first := p.want("doc", resultMinted)
-				second, result, f := p.getAnother(t.Context(), testAsk("doc"), form(first.jwt()))
+				second, result, f := p.replace(t.Context(), testClaims("doc"), form(first.jwt()))
 				if f != nil || result != resultMinted || second.jwt() == first.jwt() {
 					t.Fatalf("%v, %s", f, result)
 				}
@@ -576,7 +578,7 @@ func TestRejectedTokenIsReplaced(t *testing.T) {
 					t.Error("the new token did not replace the old one")
 				}
 				// Who comes late with the old one gets the new one.
-				if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), form(first.jwt())); f != nil || result != resultHit || tok != second {
+				if tok, result, f := p.replace(t.Context(), testClaims("doc"), form(first.jwt())); f != nil || result != resultHit || tok != second {
 					t.Errorf("%v, %s", f, result)
 				}
 				p.wantMints(2)
@@ -593,11 +595,11 @@ func TestOnlyTheVeryTokenIsReplaced(t *testing.T) {
 			"", "x", ".", other.jwt(), unsigned(other.jwt()), first.jwt() + "x", first.jwt()[:len(first.jwt())-1], unsigned(first.jwt()) + ".", "." + first.jwt(),
 			unsigned(unsigned(first.jwt())), strings.ToUpper(first.jwt()), first.jwt() + ", " + first.jwt(),
 		} {
-			if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), rejected); f != nil || result != resultHit || tok != first {
+			if tok, result, f := p.replace(t.Context(), testClaims("doc"), rejected); f != nil || result != resultHit || tok != first {
 				t.Errorf("%.40q: %v, %s", rejected, f, result)
 			}
 		}
-		if tok, result, f := p.getAnother(t.Context(), testAsk("cold"), first.jwt()); f != nil || result != resultMinted || tok == first {
+		if tok, result, f := p.replace(t.Context(), testClaims("cold"), first.jwt()); f != nil || result != resultMinted || tok == first {
 			t.Errorf("%v, %s", f, result)
 		}
 		p.wantMints(3)
@@ -608,7 +610,7 @@ func TestRejectedTokensAreReplacedOnceInAWhile(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		current := p.want("doc", resultMinted)
 		reject := func() (result, *failure) {
-			tok, result, f := p.getAnother(t.Context(), testAsk("doc"), current.jwt())
+			tok, result, f := p.replace(t.Context(), testClaims("doc"), current.jwt())
 			if f == nil {
 				current = tok
 			}
@@ -620,7 +622,7 @@ func TestRejectedTokensAreReplacedOnceInAWhile(t *testing.T) {
 		for range 4 {
 			time.Sleep(time.Second)
 			_, f := reject()
-			if f == nil || f.reason != reasonTooSoon || f.status() != 503 || clock.Now().Until(f.retryAt) <= 0 || clock.Now().Until(f.retryAt) > replacementRest {
+			if f == nil || f.reason != reasonTooSoon || f.reason.status() != 503 || clock.Now().Until(f.retryAt) <= 0 || clock.Now().Until(f.retryAt) > replacementRest {
 				t.Fatalf("%v, retry in %s", f, clock.Now().Until(f.retryAt))
 			}
 			p.want("doc", resultHit) // nobody else is bothered
@@ -633,7 +635,7 @@ func TestRejectedTokensAreReplacedOnceInAWhile(t *testing.T) {
 		p.wantMints(3)
 		// Another key is not concerned.
 		other := p.want("other", resultMinted)
-		if _, _, f := p.getAnother(t.Context(), testAsk("other"), other.jwt()); f != nil {
+		if _, _, f := p.replace(t.Context(), testClaims("other"), other.jwt()); f != nil {
 			t.Error(f)
 		}
 	})
@@ -642,11 +644,11 @@ func TestRejectedTokensAreReplacedOnceInAWhile(t *testing.T) {
 func TestManyBrowsersRejectAtOnce(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		rejected := p.want("doc", resultMinted)
-		p.api.delay = time.Second
+		p.api.Delay = time.Second
 		var wg sync.WaitGroup
 		for range 50 {
 			wg.Go(func() {
-				if tok, _, f := p.getAnother(t.Context(), testAsk("doc"), rejected.jwt()); f != nil || tok == rejected {
+				if tok, _, f := p.replace(t.Context(), testClaims("doc"), rejected.jwt()); f != nil || tok == rejected {
 					t.Errorf("%v, the rejected one: %v", f, tok == rejected)
 				}
 			})
@@ -661,25 +663,25 @@ func TestManyBrowsersRejectAtOnce(t *testing.T) {
 // the fallback for everybody else, but not for whom it was rejected.
 func TestRejectedTokenOfAFormerKey(t *testing.T) {
 	withRotatedKey(t, func(t *testing.T, p *poolTest, first *token) {
-		p.api.set(failing(500))
-		if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f == nil || f.reason != reasonUnavailable {
+		p.api.Set(dwstest.Failing(500))
+		if tok, result, f := p.replace(t.Context(), testClaims("doc"), first.jwt()); f == nil || f.reason != reasonUnavailable {
 			t.Fatalf("%v, %s, %v", tok, result, f)
 		}
 		p.want("doc", resultStale)
 		time.Sleep(2 * time.Second)
-		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f == nil || f.reason != reasonTooSoon {
+		if _, _, f := p.replace(t.Context(), testClaims("doc"), first.jwt()); f == nil || f.reason != reasonTooSoon {
 			t.Fatalf("%v", f)
 		}
-		p.api.set(nil)
+		p.api.Set(nil)
 		time.Sleep(4 * time.Second)
-		second, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt())
+		second, _, f := p.replace(t.Context(), testClaims("doc"), first.jwt())
 		if f != nil || second == first {
 			t.Fatalf("%v", f)
 		}
 		if p.want("doc", resultHit) != second {
 			t.Error("the new token is not used")
 		}
-		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), second.jwt()); f == nil || f.reason != reasonTooSoon {
+		if _, _, f := p.replace(t.Context(), testClaims("doc"), second.jwt()); f == nil || f.reason != reasonTooSoon {
 			t.Fatalf("%v", f)
 		}
 	})
@@ -690,20 +692,20 @@ func TestRejectedTokenOfAFormerKey(t *testing.T) {
 func TestRejectedTokenStaysWhenNoOtherCanBeMinted(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		first := p.want("doc", resultMinted)
-		p.api.set(failing(500))
-		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f == nil || f.reason != reasonUnavailable {
+		p.api.Set(dwstest.Failing(500))
+		if _, _, f := p.replace(t.Context(), testClaims("doc"), first.jwt()); f == nil || f.reason != reasonUnavailable {
 			t.Fatalf("%v", f)
 		}
 		if p.want("doc", resultHit) != first {
 			t.Error("the token is gone")
 		}
-		p.api.set(nil)
+		p.api.Set(nil)
 		time.Sleep(2 * time.Second)
-		if _, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f == nil || f.reason != reasonTooSoon {
+		if _, _, f := p.replace(t.Context(), testClaims("doc"), first.jwt()); f == nil || f.reason != reasonTooSoon {
 			t.Fatalf("%v", f)
 		}
 		time.Sleep(4 * time.Second)
-		if tok, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f != nil || tok == first {
+		if tok, _, f := p.replace(t.Context(), testClaims("doc"), first.jwt()); f != nil || tok == first {
 			t.Fatalf("%v", f)
 		}
 	})
@@ -714,10 +716,10 @@ func TestRejectionJoinsARenewal(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		first := p.want("doc", resultMinted)
 		time.Sleep(30 * time.Minute)
-		p.api.delay = time.Second
+		p.api.Delay = time.Second
 		p.asked("doc", resultRenewing)
 		synctest.Wait()
-		tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt())
+		tok, result, f := p.replace(t.Context(), testClaims("doc"), first.jwt())
 		if f != nil || result != resultShared || tok == first {
 			t.Fatalf("%v, %s", f, result)
 		}
@@ -731,17 +733,17 @@ func TestExpiredTokenIsNoRejection(t *testing.T) {
 		first := p.want("doc", resultMinted)
 		first.replaceAfter.Store(1 << 62)
 		time.Sleep(time.Hour)
-		if tok, result, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f != nil || result != resultMinted || tok == first {
+		if tok, result, f := p.replace(t.Context(), testClaims("doc"), first.jwt()); f != nil || result != resultMinted || tok == first {
 			t.Fatalf("%v, %s", f, result)
 		}
-		if _, _, f := p.land(testFlight(first), testAsk("doc"), errand{rejected: first}); f != nil {
+		if _, _, f := p.mintOnce(p.flight(first), testClaims("doc"), flightOptions{rejected: first}); f != nil {
 			t.Errorf("%v", f)
 		}
 	})
 }
 
 func TestRejectedHeaderReachesThePool(t *testing.T) {
-	api := new(fakeAPI)
+	api := new(dwstest.API)
 	h := newTestHandler(t, api, sessionRoutes)
 	fetch := func(rejected string) (*httptest.ResponseRecorder, error) {
 		r, w := newRequest("GET", "/documents/doc1/session", rejectedHeader, rejected)
@@ -763,13 +765,13 @@ func TestRejectedHeaderReachesThePool(t *testing.T) {
 	if w.Header().Get("Retry-After") != "5" {
 		t.Errorf("Retry-After %q", w.Header().Get("Retry-After"))
 	}
-	if api.count() != 2 {
-		t.Errorf("%d mints, want 2", api.count())
+	if api.Count() != 2 {
+		t.Errorf("%d mints, want 2", api.Count())
 	}
 	// The app that says no has the last word.
 	r, w := newRequest("GET", "/documents/doc1/session", rejectedHeader, second)
-	if err := h.ServeHTTP(w, r, appAnswering(403)); err != nil || w.Code != 403 || api.count() != 2 {
-		t.Errorf("%v, %d, %d mints", err, w.Code, api.count())
+	if err := h.ServeHTTP(w, r, appAnswering(403)); err != nil || w.Code != 403 || api.Count() != 2 {
+		t.Errorf("%v, %d, %d mints", err, w.Code, api.Count())
 	}
 }
 
@@ -781,10 +783,10 @@ func TestSessionPathTakesNoPageAway(t *testing.T) {
 		"document_id {http.request.uri.query.doc}\n\tsession_path /token\n\tdocument_path /documents/:id": false,
 		"session_path /token": false,
 	} {
-		h := newTestHandler(t, new(fakeAPI), "viewer_session {\n\t"+config+"\n}")
+		h := newTestHandler(t, new(dwstest.API), "viewer_session {\n\t"+config+"\n}")
 		next := new(app)
 		r, w := newRequest("GET", "/anywhere?doc=doc1")
-		if err := h.ServeHTTP(w, r, next); err != nil || (next.header.Get(DefaultRequestHeader) != "") != page {
+		if err := h.ServeHTTP(w, r, next); err != nil || (next.header.Get(defaultRequestHeader) != "") != page {
 			t.Errorf("%s: %v, the page saw %v", config, err, next.header)
 		}
 		r, w = newRequest("GET", "/token?doc=doc1")
@@ -798,13 +800,13 @@ func TestRejectionOutlivesAFlightThatDoesNotKnow(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		first := p.want("doc", resultMinted)
 		release := make(chan struct{})
-		p.flights.join(first.key()[len(account{}):], "another", func(f *flight) {
+		p.flights.start(first.key()[len(mint.KeyID{}):], "another", p.minter.NewWaiters, func(f *flight) {
 			<-release
 			f.token = first
 		})
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if tok, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt()); f != nil || tok == first {
+			if tok, _, f := p.replace(t.Context(), testClaims("doc"), first.jwt()); f != nil || tok == first {
 				t.Errorf("%v, the rejected token: %t", f, tok == first)
 			}
 		})

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
 
 // Store is a tier of tokens that several gateways share, so that a token which
@@ -68,31 +70,20 @@ const (
 	// are usual while an encryption key is rotated.
 	maxUnwanted = 3
 
-	// finishTime bounds what is done in the store when a mint is over.
-	finishTime = 500 * time.Millisecond
+	// publishTime bounds what is done in the store when a mint is over.
+	publishTime = 500 * time.Millisecond
+
+	// maxPeeks is how many flights look into the store at once without a turn.
+	maxPeeks = 16
+
+	// storeVersion is part of the names of entries. It changes when gateways
+	// must not read what older ones have written: those of version 1 did not
+	// check what a token permits.
+	storeVersion = "2"
 )
 
-// storeOperation is one of the metric's series: an operation on the store, and
-// how it ended.
-type storeOperation struct{ operation, outcome string }
-
-var storeOperations = [...]storeOperation{
-	{"acquire", "hit"},
-	{"acquire", "miss"},
-	{"acquire", "locked"},
-	{"acquire", "held"},
-	{"acquire", "error"},
-	{"acquire", "unavailable"},
-	{"put", "ok"},
-	{"put", "error"},
-	{"put", "unavailable"},
-	{"release", "ok"},
-	{"release", "error"},
-	{"release", "unavailable"},
-}
-
-// storedToken is a token as it stands in the store. Its moments are by the
-// API's clock, as far as it is known.
+// storedToken is an entry of the store. Its times are by the API's clock, as far
+// as it is known.
 type storedToken struct {
 	JWT      string `json:"jwt"`
 	Minted   int64  `json:"minted"`             // Unix nanoseconds
@@ -100,100 +91,97 @@ type storedToken struct {
 	Replaced bool   `json:"replaced,omitempty"` // it was minted because its predecessor was rejected
 }
 
-// lease is one flight's use of the store. The zero lease is for no store, or
-// one that is known to be down: nothing is written to it then.
-type lease struct {
-	pool *pool // nil: there is no store to use
-	name string
-	lock string // empty: not ours
+// sharedTier is the tier of tokens that gateways share. It keeps what it finds in
+// the cache.
+type sharedTier struct {
+	store    func() Store // of the config that is in use; nil for none
+	endpoint string
+	timeout  time.Duration // of a mint
+	cache    *tokenCache
+	apiTime  func(clock.Time) time.Time
+	now      func() clock.Time
+	stats    *stats
+	logger   func() *zap.Logger
+	redact   func(string) string
+	peeks    chan struct{} // bounds how many look at once without a turn
 }
 
-// maxPeeks is how many flights look into the store at once without a turn.
-const maxPeeks = 16
-
-// look is one flight's look for its token in the shared store.
+// look is one flight's search for its token in the shared store.
 type look struct {
-	pool    *pool
+	*sharedTier
 	key     []byte
-	ask     *ask
-	errand  errand
+	claims  *claims.Claims
+	options flightOptions
 	cached  *token
-	began   era
-	timeout time.Duration // how long it may take
-}
-
-func (p *pool) newLook(key []byte, a *ask, e errand, cached *token, began era) *look {
-	return &look{pool: p, key: key, ask: a, errand: e, cached: cached, began: began, timeout: p.settings.timeout / 2}
+	began   epoch
 }
 
 // peek looks once, without asking for the lock, unless many do that already. It
-// is for those who may not mint now. It returns and publishes a token that does.
+// is for those who may not mint now. It returns and caches a token that will do.
 func (l *look) peek() *token {
-	store := l.pool.store()
+	store := l.store()
 	if store == nil {
 		return nil
 	}
 	select {
-	case l.pool.peeks <- struct{}{}:
-		defer func() { <-l.pool.peeks }()
+	case l.peeks <- struct{}{}:
+		defer func() { <-l.peeks }()
 	default:
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), l.timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), l.timeout/2)
 	defer cancel()
-	got, err := store.Acquire(ctx, l.pool.storeName(l.key), "", 0)
-	now := l.pool.now()
-	if err != nil {
-		l.pool.storeFailed("acquire", err, now.Wall())
+	got, err := store.Acquire(ctx, l.name(l.key), "", 0)
+	switch {
+	case err != nil:
+		l.failed("acquire", err)
 		return nil
-	}
-	if got.Entry == nil {
-		l.pool.storeWorked("acquire", "miss", now.Wall())
+	case got.Entry == nil:
+		l.succeeded("acquire", "miss")
 		return nil
+	default:
+		l.succeeded("acquire", "hit")
+		return l.judge(got)
 	}
-	l.pool.storeWorked("acquire", "hit", now.Wall())
-	return l.judge(got, now)
 }
 
 // acquire returns a token that another gateway has minted, or the lease with
-// which this one is to mint. The failure is for a renewal that another gateway is
-// at. It takes no more than half of the pool's timeout, which is not taken off
+// which this one is to mint. It returns mint.ErrYielded for a renewal that another
+// gateway is at. It takes no more than half of timeout, which is not taken off
 // the mint's own.
-func (l *look) acquire() (*token, *lease, *failure) {
-	if l.pool.store() == nil {
-		return nil, new(lease), nil
+func (l *look) acquire() (*token, *lease, error) {
+	if l.store() == nil {
+		return nil, nil, nil
 	}
-	under := &lease{pool: l.pool, name: l.pool.storeName(l.key)}
-	ctx, cancel := context.WithTimeout(context.Background(), l.timeout)
+	under := &lease{sharedTier: l.sharedTier, name: l.name(l.key)}
+	ctx, cancel := context.WithTimeout(context.Background(), l.timeout/2)
 	defer cancel()
 	stale, pause := "", firstLook
 	for unwanted := 0; unwanted < maxUnwanted; {
-		got, err := l.pool.store().Acquire(ctx, under.name, stale, l.pool.settings.timeout+lockMargin)
-		now := l.pool.now()
-		if err != nil {
-			l.pool.storeFailed("acquire", err, now.Wall())
+		got, err := l.store().Acquire(ctx, under.name, stale, l.timeout+lockMargin)
+		switch {
+		case err != nil:
+			l.failed("acquire", err)
 			if errors.Is(err, ErrStoreUnavailable) {
-				return nil, new(lease), nil
+				return nil, nil, nil
 			}
 			under.lock = got.Lock // perhaps
 			return nil, under, nil
-		}
-		switch {
 		case got.Entry != nil:
-			l.pool.storeWorked("acquire", "hit", now.Wall())
+			l.succeeded("acquire", "hit")
 			unwanted++
-			if t := l.judge(got, now); t != nil {
+			if t := l.judge(got); t != nil {
 				return t, under, nil
 			}
 			stale = got.Version
 		case got.Lock != "":
-			l.pool.storeWorked("acquire", "locked", now.Wall())
+			l.succeeded("acquire", "locked")
 			under.lock = got.Lock
 			return nil, under, nil
 		default:
-			l.pool.storeWorked("acquire", "held", now.Wall())
-			if l.errand.renewal {
-				return nil, under, &failure{reason: reasonUnavailable, gaveWay: true, err: errors.New("another gateway renews the token")}
+			l.succeeded("acquire", "held")
+			if l.options.renewal {
+				return nil, under, fmt.Errorf("another gateway renews the token: %w", mint.ErrYielded)
 			}
 			if !sleep(ctx, pause/2+rand.N(pause)) {
 				return nil, under, nil // whoever has the lock may be gone
@@ -204,16 +192,17 @@ func (l *look) acquire() (*token, *lease, *failure) {
 	return nil, under, nil
 }
 
-// judge returns and publishes the token in an entry, if it does for the errand.
-func (l *look) judge(got Acquired, now clock.Time) *token {
-	t, err := l.pool.readStoredToken(got, string(l.key), l.ask, now)
+// judge returns and caches the token in an entry, if it will do.
+func (l *look) judge(got Acquired) *token {
+	now := l.now()
+	t, err := l.read(got, string(l.key), &l.claims.Request, now)
 	if err != nil {
 		return nil
 	}
-	t.era = l.began
-	wanted := l.errand.wants(t, l.ask, l.cached, now)
-	if wanted || l.cached.freshness(now, 0) == expired && !l.errand.avoids(t) {
-		l.pool.cache.put(t, now) // one that runs short is better than none
+	t.epoch = l.began
+	wanted := l.wants(t, now)
+	if wanted || l.cached.freshness(now, 0) == expired && !l.options.avoids(t) {
+		l.cache.put(t, now) // one with less than min_remaining left is better than none
 	}
 	if !wanted {
 		return nil
@@ -221,97 +210,91 @@ func (l *look) judge(got Acquired, now clock.Time) *token {
 	return t
 }
 
-// wants reports whether a token from the store does for this errand.
-func (e errand) wants(t *token, a *ask, cached *token, now clock.Time) bool {
-	if e.avoids(t) {
+// wants reports whether a token from the store will do.
+func (l *look) wants(t *token, now clock.Time) bool {
+	if l.options.avoids(t) {
 		return false
 	}
-	if e.renewal && cached != nil && t.exp <= cached.exp {
+	if l.options.renewal && l.cached != nil && t.exp <= l.cached.exp {
 		return false
 	}
-	if e.rejected != nil && t.minted.Mono() < e.rejected.minted.Mono() {
+	if rejected := l.options.rejected; rejected != nil && t.minted.Mono() < rejected.minted.Mono() {
 		return false // one that has been rejected before, maybe
 	}
-	return t.freshness(now, a.minRemaining) >= due
+	return t.freshness(now, l.claims.MinRemaining) >= due
 }
 
-// avoids reports whether it is the token that a browser says was rejected.
-func (e errand) avoids(t *token) bool {
-	return e.rejected != nil && e.rejected.jwt() == t.jwt() || e.rejectedText != "" && t.is(e.rejectedText)
+// name is everything that makes two tokens different.
+func (s *sharedTier) name(key []byte) string {
+	return string(append(claims.AppendField(claims.AppendField(nil, storeVersion), s.endpoint), key...))
 }
 
-// storeVersion stands in the names of entries. It changes when gateways must
-// not read what older ones have written: those of version 1 did not check what
-// a token permits.
-const storeVersion = "2"
-
-// store is the one of the config that is in use: a look or a lease may outlive
-// the config that it began with. All of a pool's are the same store.
-func (p *pool) store() Store { return p.active.Load().store }
-
-// storeName is everything that makes two tokens different.
-func (p *pool) storeName(key []byte) string {
-	return string(append(appendField(appendField(nil, storeVersion), p.settings.endpoint), key...))
-}
-
-func (p *pool) readStoredToken(got Acquired, key string, a *ask, now clock.Time) (*token, error) {
-	var s storedToken
-	if err := json.Unmarshal(got.Entry, &s); err != nil {
+// read returns the token in an entry, once it has been checked.
+func (s *sharedTier) read(got Acquired, key string, request *dws.Request, now clock.Time) (*token, error) {
+	var stored storedToken
+	if err := json.Unmarshal(got.Entry, &stored); err != nil {
 		return nil, errors.New("the entry is not one of ours")
 	}
-	api, _ := p.apiClock.now(now)
-	facts, err := readToken(s.JWT, a, s.AskedExp, api)
+	api := s.apiTime(now)
+	facts, err := dws.ReadToken(stored.JWT, request, stored.AskedExp, api)
 	if err != nil {
 		return nil, err
 	}
-	if facts.ownOnly {
+	if facts.OtherCase {
 		return nil, errors.New("the token names the user or the document in another case")
 	}
-	exp, minted := time.Unix(facts.exp, 0), time.Unix(0, s.Minted)
+	minted := time.Unix(0, stored.Minted)
 	age := max(0, api.Sub(minted))
-	left := exp.Sub(api)
+	left := time.Unix(facts.Exp, 0).Sub(api)
 	if got.TTL > 0 {
 		left = min(left, got.TTL) // the store's own clock is the gateways' common one
 	}
-	t := newToken(key, s.JWT, facts.exp, lifetime{minted: now.Add(-age), life: age + left, asked: time.Unix(s.AskedExp, 0).Sub(minted)})
-	if s.Replaced && age < replacementRest {
-		t.replaceAfter.Store(int64(p.elapsed(now) + replacementRest - age))
+	t := newToken(key, stored.JWT, facts.Exp, dws.Lifetime{Minted: now.Add(-age), Life: age + left, Asked: time.Unix(stored.AskedExp, 0).Sub(minted)})
+	if stored.Replaced && age < replacementRest {
+		t.replaceAfter.Store(int64(now.Mono() + replacementRest - age))
 	}
 	return t, nil
 }
 
-// finish shares the token that was minted under the lease, if there is one,
-// and gives the lock back in any case. Nobody waits for it: it runs beside the
-// requests that have the token already, and ends after finishTime at the latest.
-func (l *lease) finish(t *token) {
-	if l.pool == nil || t == nil && l.lock == "" {
+// lease is one flight's right to mint for all gateways. A nil lease is for no
+// store, or one that is known to be down: nothing is written to it then.
+type lease struct {
+	*sharedTier
+	name string
+	lock string // empty: not ours
+}
+
+// publish shares the token that was minted under the lease, or nil for none, and
+// gives the lock back in any case. Nobody waits for it: it runs beside the
+// requests that have the token already, and ends after publishTime at the latest.
+func (l *lease) publish(t *token, panicked func(any)) {
+	if l == nil || t == nil && l.lock == "" {
 		return
 	}
-	finished := *l
 	go func() {
 		defer func() {
 			// Nobody else could recover a panic here.
 			if r := recover(); r != nil {
-				_ = finished.pool.panicked(r)
+				panicked(r)
 			}
 		}()
-		ctx, cancel := context.WithTimeout(context.Background(), finishTime)
+		ctx, cancel := context.WithTimeout(context.Background(), publishTime)
 		defer cancel()
-		if t == nil || !finished.put(ctx, t, finished.pool.now()) {
-			finished.release(ctx)
+		if t == nil || !l.put(ctx, t) {
+			l.unlock(ctx)
 		}
 	}()
 }
 
 // put reports whether the lock has been given back as well.
-func (l *lease) put(ctx context.Context, t *token, now clock.Time) bool {
+func (l *lease) put(ctx context.Context, t *token) bool {
+	now := l.now()
 	age := now.Since(t.minted)
 	ttl := t.life - age
-	if ttl <= 0 || l.pool.cache.purges.cover(t) {
+	if ttl <= 0 || l.cache.purges.purged(t) {
 		return false
 	}
-	api, _ := l.pool.apiClock.now(now)
-	minted := api.Add(-age)
+	minted := l.apiTime(now).Add(-age)
 	entry, err := json.Marshal(storedToken{ //nolint:gosec // the store seals it
 		JWT:      t.jwt(),
 		Minted:   minted.UnixNano(),
@@ -321,69 +304,48 @@ func (l *lease) put(ctx context.Context, t *token, now clock.Time) bool {
 	if err != nil {
 		return false // strings and numbers
 	}
-	name, lock := l.pool.storeName([]byte(t.key())), l.lock
+	name, lock := l.sharedTier.name([]byte(t.key())), l.lock
 	if name != l.name {
-		lock = "" // minted with a key that has changed: the lock stands under the old name
+		lock = "" // minted with a key that has changed: the lock is on the old name
 	}
-	if err := l.pool.store().Put(ctx, name, lock, entry, ttl); err != nil {
-		l.pool.storeFailed("put", err, time.Now())
+	if err := l.store().Put(ctx, name, lock, entry, ttl); err != nil {
+		l.failed("put", err)
 		return false
 	}
-	l.pool.storeWorked("put", "ok", time.Now())
+	l.succeeded("put", "ok")
 	return lock == l.lock
 }
 
-// release gives the lock back: others need not wait for a mint that has failed.
-func (l *lease) release(ctx context.Context) {
+// unlock gives the lock back: others need not wait for a mint that has failed.
+func (l *lease) unlock(ctx context.Context) {
 	if l.lock == "" {
 		return
 	}
-	if err := l.pool.store().Release(ctx, l.name, l.lock); err != nil {
-		l.pool.storeFailed("release", err, time.Now())
+	if err := l.store().Release(ctx, l.name, l.lock); err != nil {
+		l.failed("release", err)
 		return
 	}
-	l.pool.storeWorked("release", "ok", time.Now())
+	l.succeeded("release", "ok")
 }
 
-// storeTrouble is what is wrong with the store, and since when.
-type storeTrouble struct {
-	mu     sync.Mutex
-	last   string // the latest error; empty if there was none
-	at     time.Time
-	since  time.Time // of the first error that no success has followed; zero while all is well
-	logged bool
-}
-
-func (p *pool) storeFailed(operation string, err error, now time.Time) {
+// failed counts an operation that failed, and tells the operator.
+func (s *sharedTier) failed(operation string, err error) {
 	if errors.Is(err, ErrStoreUnavailable) {
-		p.counters.countStore(operation, "unavailable")
+		s.stats.countStore(operation, "unavailable")
 		return
 	}
-	p.counters.countStore(operation, "error")
-	text := cleanDetail(fmt.Sprintf("%s: %v", operation, err), p.credential().apiKey)
-	suppressed, ok := p.storeLog.open("", now)
-	if ok {
-		p.logger().Warn("the shared store fails; this gateway mints for itself meanwhile",
-			zap.String("error", text), zap.Int("suppressed", suppressed))
-	}
-	t := &p.storeTrouble
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.last, t.at, t.logged = text, now, t.logged || ok
-	if t.since.IsZero() {
-		t.since = now
+	s.stats.countStore(operation, "error")
+	text := s.redact(fmt.Sprintf("%s: %v", operation, err))
+	if suppressed, ok := s.stats.sharing.recordFailure("", text, s.now().Wall()); ok {
+		s.logger().Warn("shared store unavailable; minting locally", zap.String("error", text), zap.Int("suppressed", suppressed))
 	}
 }
 
-func (p *pool) storeWorked(operation, outcome string, now time.Time) {
-	p.counters.countStore(operation, outcome)
-	t := &p.storeTrouble
-	t.mu.Lock()
-	since, logged := t.since, t.logged
-	t.since, t.logged = time.Time{}, false
-	t.mu.Unlock()
-	if logged {
-		p.logger().Info("the shared store works again", zap.Duration("after", now.Sub(since)))
+// succeeded counts an operation, and tells the operator if others failed before.
+func (s *sharedTier) succeeded(operation, outcome string) {
+	s.stats.countStore(operation, outcome)
+	if after, ok := s.stats.sharing.recordSuccess(s.now().Wall()); ok {
+		s.logger().Info("shared store available again", zap.Duration("after", after))
 	}
 }
 

@@ -20,6 +20,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
 
 // fakeStore keeps entries in memory. As a real one does, it gives locks that
@@ -147,28 +149,35 @@ func (s *fakeStore) wantNothingLocked(t *testing.T) {
 // that have clocks of their own come first.
 func withFleet(t *testing.T, size int, test func(t *testing.T, fleet []*poolTest, store *fakeStore), clocks ...func() clock.Time) {
 	t.Helper()
+	withFleetOf(t, size, func(int, *poolSettings) {}, test, clocks...)
+}
+
+// withFleetOf is withFleet for gateways with settings of their own.
+func withFleetOf(t *testing.T, size int, change func(gateway int, s *poolSettings), test func(t *testing.T, fleet []*poolTest, store *fakeStore), clocks ...func() clock.Time) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		api, store, endpoint := new(fakeAPI), newFakeStore(), newEndpoint()
+		api, store, endpoint := new(dwstest.API), newFakeStore(), newEndpoint()
 		var fleet []*poolTest
 		for i := range size {
 			settings := testSettings(t)
 			settings.cacheSize += int64(i) // or they were one pool
-			tenant := newTenant(api, store, zap.NewNop(), testKey)
+			change(i, &settings)
+			member := newMember(api, store, zap.NewNop(), dwstest.Key)
 			now := clock.Now
 			if len(clocks) > i {
 				now = clocks[i]
 			}
-			p, err := joinPool(settings, endpoint, tenant, now)
+			p, err := joinPool(settings, endpoint, member, now)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer func() {
-				if err := p.leave(tenant); err != nil {
+				if err := p.leave(member); err != nil {
 					t.Error(err)
 				}
 				synctest.Wait()
 			}()
-			fleet = append(fleet, &poolTest{pool: p, t: t, api: api, tenant: tenant})
+			fleet = append(fleet, &poolTest{pool: p, t: t, api: api, member: member})
 		}
 		test(t, fleet, store)
 		synctest.Wait()
@@ -178,14 +187,14 @@ func withFleet(t *testing.T, size int, test func(t *testing.T, fleet []*poolTest
 
 func TestFleetMintsOnce(t *testing.T) {
 	withFleet(t, 3, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].api.delay = 50 * time.Millisecond
+		fleet[0].api.Delay = 50 * time.Millisecond
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		jwts, results := make(map[string]int), make(map[result]int)
 		start := time.Now()
 		for i := range 60 {
 			wg.Go(func() {
-				tok, result, f := fleet[i%3].get(t.Context(), testAsk("doc"))
+				tok, result, f := fleet[i%3].get(t.Context(), testClaims("doc"))
 				if f != nil {
 					t.Error(f)
 					return
@@ -242,7 +251,7 @@ func TestFleetRenewsOnce(t *testing.T) {
 			for range 60 {
 				time.Sleep(time.Minute)
 				for _, p := range fleet {
-					tok, result, f := p.get(t.Context(), testAsk("doc"))
+					tok, result, f := p.get(t.Context(), testClaims("doc"))
 					if f != nil || result != resultHit && result != resultRenewing || time.Until(time.Unix(tok.exp, 0)) < 15*time.Minute {
 						t.Fatalf("%v, %s", f, result)
 					}
@@ -251,7 +260,7 @@ func TestFleetRenewsOnce(t *testing.T) {
 			}
 		}
 		// A token lives for an hour and is renewed between 17 and 31 minutes.
-		if mints := fleet[0].api.count(); mints < 8*60/31 || mints > 8*60/17 {
+		if mints := fleet[0].api.Count(); mints < 8*60/31 || mints > 8*60/17 {
 			t.Errorf("%d mints in 8 hours", mints)
 		}
 	})
@@ -263,7 +272,7 @@ func TestRenewalLeavesItToTheOtherGateway(t *testing.T) {
 		fleet[0].want("doc", resultMinted)
 		fleet[1].want("doc", resultShared)
 		time.Sleep(35 * time.Minute)
-		fleet[0].api.delay = 2 * time.Second
+		fleet[0].api.Delay = 2 * time.Second
 		fleet[0].want("doc", resultRenewing)
 		fleet[1].want("doc", resultRenewing)
 		fleet[1].asked("doc", resultRenewing) // nobody waits
@@ -281,11 +290,11 @@ func TestWaitingForAnotherGatewaysRenewal(t *testing.T) {
 		fleet[0].want("doc", resultMinted)
 		tok := fleet[1].want("doc", resultShared)
 		time.Sleep(50 * time.Minute) // short of min_remaining
-		fleet[0].api.delay = time.Second
+		fleet[0].api.Delay = time.Second
 		var wg sync.WaitGroup
 		wg.Go(func() { fleet[0].asked("doc", resultMinted) })
 		synctest.Wait()
-		fleet[1].renew(t.Context(), tok, testAsk("doc"), clock.Now())
+		fleet[1].renew(t.Context(), tok, testClaims("doc"), clock.Now())
 		wg.Go(func() { fleet[1].asked("doc", resultShared) })
 		wg.Wait()
 		fleet[0].wantMints(2)
@@ -295,19 +304,19 @@ func TestWaitingForAnotherGatewaysRenewal(t *testing.T) {
 // A gateway that dies while it mints holds the others up for a while only.
 func TestLockOfAGatewayThatIsGone(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		key := fleet[0].account.Load().cacheKey(string(testAsk("doc").appendKey(nil)))
-		got, err := store.Acquire(t.Context(), fleet[0].storeName(key), "", time.Hour)
+		key := fleet[0].keys.cacheKey(string(testClaims("doc").AppendKey(nil)))
+		got, err := store.Acquire(t.Context(), fleet[0].shared.name(key), "", time.Hour)
 		if err != nil || got.Lock == "" {
 			t.Fatal(err)
 		}
 		start := time.Now()
 		fleet[0].want("doc", resultMinted)
-		if took := time.Since(start); took != DefaultTimeout/2 {
+		if took := time.Since(start); took != defaultTimeout/2 {
 			t.Errorf("minted after %s", took)
 		}
 		// It is in the store, lock or no lock.
 		fleet[1].want("doc", resultShared)
-		if err := store.Release(t.Context(), fleet[0].storeName(key), got.Lock); err != nil {
+		if err := store.Release(t.Context(), fleet[0].shared.name(key), got.Lock); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -315,10 +324,10 @@ func TestLockOfAGatewayThatIsGone(t *testing.T) {
 
 func TestLockOutlivesAMint(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].api.delay = DefaultTimeout - time.Millisecond
+		fleet[0].api.Delay = defaultTimeout - time.Millisecond
 		var wg sync.WaitGroup
 		wg.Go(func() { fleet[0].asked("doc", resultMinted) })
-		time.Sleep(DefaultTimeout - 2*time.Millisecond)
+		time.Sleep(defaultTimeout - 2*time.Millisecond)
 		if store.lock(t) == "" {
 			t.Error("the lock has ended before the mint")
 		}
@@ -329,13 +338,13 @@ func TestLockOutlivesAMint(t *testing.T) {
 // A mint that fails gives its lock back, and the next one tries at once.
 func TestFailedMintReleasesTheLock(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].api.set(failing(422))
-		fleet[0].wantFailure("doc", reasonRejected)
+		fleet[0].api.Set(dwstest.Failing(422))
+		fleet[0].wantFailure("doc", reasonRefused)
 		store.wantCalls(t, "acquire release")
 		// What was refused a moment ago does not burden the store.
-		fleet[0].wantFailure("doc", reasonRejected)
+		fleet[0].wantFailure("doc", reasonRefused)
 		store.wantCalls(t, "")
-		fleet[0].api.set(nil)
+		fleet[0].api.Set(nil)
 		start := time.Now()
 		fleet[1].want("doc", resultMinted)
 		if time.Since(start) > 0 {
@@ -348,7 +357,7 @@ func TestFailedMintReleasesTheLock(t *testing.T) {
 // A bug must not leave a lock either.
 func TestPanicReleasesTheLock(t *testing.T) {
 	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].api.set(func(apiRequest) (*http.Response, error) { panic("a bug") })
+		fleet[0].api.Set(func(dwstest.Request) (*http.Response, error) { panic("a bug") })
 		fleet[0].wantFailure("doc", reasonUnavailable)
 		store.wantCalls(t, "acquire release")
 	})
@@ -358,7 +367,7 @@ func TestPanicReleasesTheLock(t *testing.T) {
 func TestStoreHelpsThroughAnOutage(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, _ *fakeStore) {
 		fleet[0].want("doc", resultMinted)
-		fleet[0].api.set(refusing)
+		fleet[0].api.Set(dwstest.Unreachable)
 		for i := range 5 {
 			fleet[1].wantFailure(fmt.Sprint("cold", i), reasonUnavailable)
 		}
@@ -371,7 +380,7 @@ func TestShortTokenFromTheStore(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, _ *fakeStore) {
 		fleet[0].want("doc", resultMinted)
 		time.Sleep(50 * time.Minute)
-		fleet[0].api.set(failing(500))
+		fleet[0].api.Set(dwstest.Failing(500))
 		fleet[1].want("doc", resultStale)
 		fleet[1].want("doc", resultStale)
 		time.Sleep(11 * time.Minute)
@@ -384,9 +393,9 @@ func TestStoreThatFails(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		for _, p := range fleet {
-			p.tenant.logger = zap.New(core)
+			p.member.logger = zap.New(core)
 		}
-		store.fail(fmt.Errorf("dialing with %s: %s", testKey, signed(1, 1)))
+		store.fail(fmt.Errorf("dialing with %s: %s", dwstest.Key, dwstest.Token(1, 1)))
 		fleet[0].want("doc", resultMinted)
 		store.wantCalls(t, "acquire put") // the put beside the request
 		fleet[1].want("doc", resultMinted)
@@ -414,13 +423,13 @@ func TestStoreThatFails(t *testing.T) {
 	for _, entry := range logs.All() {
 		messages = append(messages, entry.Message)
 		text := fmt.Sprint(entry.ContextMap())
-		if strings.Contains(text, testKey) || strings.Contains(text, "eyJ") {
+		if strings.Contains(text, dwstest.Key) || strings.Contains(text, "eyJ") {
 			t.Errorf("%s holds a key or a token: %s", entry.Message, text)
 		}
 	}
 	want := []string{
-		"the shared store fails; this gateway mints for itself meanwhile", "the shared store fails; this gateway mints for itself meanwhile",
-		"the shared store works again",
+		"shared store unavailable; minting locally", "shared store unavailable; minting locally",
+		"shared store available again",
 	}
 	if fmt.Sprint(messages) != fmt.Sprint(want) && fmt.Sprint(messages) != fmt.Sprint(append(want, want[2])) {
 		t.Errorf("logged %q", messages)
@@ -430,14 +439,14 @@ func TestStoreThatFails(t *testing.T) {
 // A store that fails after it gave a lock fails nobody.
 func TestStoreThatFailsInBetween(t *testing.T) {
 	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].api.set(func(r apiRequest) (*http.Response, error) {
+		fleet[0].api.Set(func(r dwstest.Request) (*http.Response, error) {
 			store.fail(errors.New("gone"))
-			return respond(&http.Request{URL: testEndpoint}, 201, fmt.Sprintf(`{"jwt":%q}`, signed(1, r.exp))), nil
+			return dwstest.Grant(dwstest.Token(1, r.Exp))
 		})
 		fleet[0].want("doc", resultMinted)
 		fleet[0].want("doc", resultHit)
 		store.wantCalls(t, "acquire put release")
-		time.Sleep(DefaultTimeout + lockMargin)
+		time.Sleep(defaultTimeout + lockMargin)
 	})
 }
 
@@ -456,15 +465,15 @@ func TestRubbishInTheStore(t *testing.T) {
 		"not JSON":            []byte("x"),
 		"no token":            []byte("{}"),
 		"not a token":         entry("x.y.z", minted, exp.Unix()),
-		"an expired one":      entry(signed(1, minted.Unix()-1), minted, exp.Unix()),
-		"asked to be expired": entry(signed(1, exp.Unix()), minted, minted.Unix()-1),
-		"another document's":  entry(testJWT(map[string]any{"exp": exp.Unix(), "document_id": "other"}), minted, exp.Unix()),
-		"another user's":      entry(testJWT(map[string]any{"exp": exp.Unix(), "user_id": "eve"}), minted, exp.Unix()),
+		"an expired one":      entry(dwstest.Token(1, minted.Unix()-1), minted, exp.Unix()),
+		"asked to be expired": entry(dwstest.Token(1, exp.Unix()), minted, minted.Unix()-1),
+		"another document's":  entry(dwstest.JWT(map[string]any{"exp": exp.Unix(), "document_id": "other"}), minted, exp.Unix()),
+		"another user's":      entry(dwstest.JWT(map[string]any{"exp": exp.Unix(), "user_id": "eve"}), minted, exp.Unix()),
 	} {
 		t.Run(name, func(t *testing.T) {
 			withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-				key := fleet[0].account.Load().cacheKey(string(testAsk("doc").appendKey(nil)))
-				if err := store.Put(t.Context(), fleet[0].storeName(key), "", rubbish, time.Hour); err != nil {
+				key := fleet[0].keys.cacheKey(string(testClaims("doc").AppendKey(nil)))
+				if err := store.Put(t.Context(), fleet[0].shared.name(key), "", rubbish, time.Hour); err != nil {
 					t.Fatal(err)
 				}
 				store.wantCalls(t, "put")
@@ -475,8 +484,8 @@ func TestRubbishInTheStore(t *testing.T) {
 	}
 	t.Run("a good one", func(t *testing.T) { // or the others would say nothing
 		withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-			key := fleet[0].account.Load().cacheKey(string(testAsk("doc").appendKey(nil)))
-			if err := store.Put(t.Context(), fleet[0].storeName(key), "", entry(signed(1, exp.Unix()), minted, exp.Unix()), time.Hour); err != nil {
+			key := fleet[0].keys.cacheKey(string(testClaims("doc").AppendKey(nil)))
+			if err := store.Put(t.Context(), fleet[0].shared.name(key), "", entry(dwstest.Token(1, exp.Unix()), minted, exp.Unix()), time.Hour); err != nil {
 				t.Fatal(err)
 			}
 			fleet[0].want("doc", resultShared)
@@ -490,23 +499,20 @@ func TestStoreNames(t *testing.T) {
 		p := fleet[0].pool
 		names := make(map[string]string)
 		add := func(what string, key []byte) {
-			name := p.storeName(key)
+			name := p.shared.name(key)
 			if other, ok := names[name]; ok {
 				t.Errorf("%s and %s have one name", what, other)
 			}
 			names[name] = what
 		}
-		account := p.account.Load()
-		add("the ask", account.cacheKey(string(testAsk("doc").appendKey(nil))))
-		add("another document", account.cacheKey(string(testAsk("doc2").appendKey(nil))))
-		user := testAsk("doc")
-		user.userID = "ann"
-		add("a user", account.cacheKey(string(user.appendKey(nil))))
-		add("another account", newCredential("pdf_live_other").account.cacheKey(string(testAsk("doc").appendKey(nil))))
-		before := p.settings.endpoint
-		p.settings.endpoint += "x"
-		add("another endpoint", account.cacheKey(string(testAsk("doc").appendKey(nil))))
-		p.settings.endpoint = before
+		add("the claims", p.keys.cacheKey(string(testClaims("doc").AppendKey(nil))))
+		add("another document", p.keys.cacheKey(string(testClaims("doc2").AppendKey(nil))))
+		user := testClaims("doc")
+		user.UserID = "ann"
+		add("a user", p.keys.cacheKey(string(user.AppendKey(nil))))
+		add("another key", withKeyID(&mint.NewKey("pdf_live_other").ID, string(testClaims("doc").AppendKey(nil))))
+		p.shared.endpoint += "x"
+		add("another endpoint", p.keys.cacheKey(string(testClaims("doc").AppendKey(nil))))
 	})
 }
 
@@ -514,7 +520,7 @@ func TestStoreNames(t *testing.T) {
 // goes without a token.
 func TestSlowAPIInAFleet(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, _ *fakeStore) {
-		fleet[0].api.delay = DefaultTimeout - time.Second
+		fleet[0].api.Delay = defaultTimeout - time.Second
 		var wg sync.WaitGroup
 		wg.Go(func() { fleet[0].asked("doc", resultMinted) })
 		time.Sleep(10 * time.Millisecond)
@@ -526,8 +532,12 @@ func TestSlowAPIInAFleet(t *testing.T) {
 
 // Whoever queues for mint_rate does not make other gateways queue.
 func TestQueueingGatewayDoesNotHoldUpOthers(t *testing.T) {
-	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].queue.setRate(1, 1)
+	slow := func(gateway int, s *poolSettings) {
+		if gateway == 0 {
+			s.rate, s.burst = 1, 1
+		}
+	}
+	withFleetOf(t, 2, slow, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		fleet[0].want("strangers", resultMinted)
 		var wg sync.WaitGroup
 		wg.Go(func() { fleet[0].asked("doc", resultShared) }) // in a second, when the other one has it
@@ -560,19 +570,19 @@ func (hangingStore) Put(ctx context.Context, _, _ string, _ []byte, _ time.Durat
 func TestStoreThatHangs(t *testing.T) {
 	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		p := fleet[0]
-		p.tenant.store = hangingStore{store}
-		p.api.delay = DefaultTimeout - time.Millisecond
+		p.member.store = hangingStore{store}
+		p.api.Delay = defaultTimeout - time.Millisecond
 		start := time.Now()
 		for i := range 3 {
 			p.asked(fmt.Sprint("doc", i), resultMinted)
 		}
-		if took := time.Since(start); took != 3*(DefaultTimeout/2+p.api.delay) {
+		if took := time.Since(start); took != 3*(defaultTimeout/2+p.api.Delay) {
 			t.Errorf("took %s", took)
 		}
-		if until, _ := p.backoff.heldUntil(clock.Now()); !until.IsZero() {
+		if until, _ := p.minter.HeldBack(clock.Now()); !until.IsZero() {
 			t.Error("the API is held back")
 		}
-		time.Sleep(finishTime)
+		time.Sleep(publishTime)
 	})
 }
 
@@ -590,12 +600,12 @@ func (s lossyStore) Acquire(ctx context.Context, name, stale string, lockFor tim
 // A lock whose answer got lost is given back.
 func TestLockThatMayHaveBeenGot(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].tenant.store = lossyStore{store}
+		fleet[0].member.store = lossyStore{store}
 		fleet[0].want("doc", resultMinted)
 		store.wantNothingLocked(t)
 		fleet[1].want("doc", resultShared)
-		fleet[0].api.set(failing(422))
-		fleet[0].wantFailure("bad", reasonRejected)
+		fleet[0].api.Set(dwstest.Failing(422))
+		fleet[0].wantFailure("bad", reasonRefused)
 		store.wantNothingLocked(t)
 	})
 }
@@ -610,10 +620,10 @@ func (panickingStore) Put(context.Context, string, string, []byte, time.Duration
 // A bug in a store does not end the process.
 func TestStoreThatPanics(t *testing.T) {
 	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].tenant.store = panickingStore{store}
+		fleet[0].member.store = panickingStore{store}
 		fleet[0].want("doc", resultMinted)
 		fleet[0].want("doc", resultHit)
-		time.Sleep(DefaultTimeout + lockMargin)
+		time.Sleep(defaultTimeout + lockMargin)
 	})
 }
 
@@ -621,13 +631,13 @@ func TestStoreThatPanics(t *testing.T) {
 func TestPurgeReachesWhatIsAboutToBeShared(t *testing.T) {
 	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, _ *fakeStore) {
 		p := fleet[0]
-		p.api.delay = 2 * time.Second
+		p.api.Delay = 2 * time.Second
 		var wg sync.WaitGroup
 		var before, after *token
-		wg.Go(func() { before, _, _ = p.get(t.Context(), testAsk("doc")) })
+		wg.Go(func() { before, _, _ = p.get(t.Context(), testClaims("doc")) })
 		time.Sleep(time.Second)
 		p.purge("doc")
-		wg.Go(func() { after, _, _ = p.get(t.Context(), testAsk("doc")) })
+		wg.Go(func() { after, _, _ = p.get(t.Context(), testClaims("doc")) })
 		wg.Wait()
 		if before == nil || after == nil || before.jwt() == after.jwt() {
 			t.Error("a token whose minting began before the purge comes back")
@@ -643,14 +653,14 @@ func TestRejectedTokensDoNotComeBack(t *testing.T) {
 		first := p.want("doc", resultMinted)
 		time.Sleep(time.Minute)
 		store.fail(errors.New("a hiccup"))
-		second, _, f := p.getAnother(t.Context(), testAsk("doc"), first.jwt())
+		second, _, f := p.replace(t.Context(), testClaims("doc"), first.jwt())
 		if f != nil {
 			t.Fatal(f)
 		}
 		synctest.Wait()
 		store.fail(nil) // it still has the first
 		time.Sleep(time.Minute)
-		third, result, f := p.getAnother(t.Context(), testAsk("doc"), second.jwt())
+		third, result, f := p.replace(t.Context(), testClaims("doc"), second.jwt())
 		if f != nil || result != resultMinted || third.is(first.jwt()) || third.is(second.jwt()) {
 			t.Errorf("%v, %s", f, result)
 		}
@@ -664,7 +674,7 @@ func TestReplacementsRestInTheWholeFleet(t *testing.T) {
 		first := fleet[0].want("doc", resultMinted)
 		fleet[1].want("doc", resultShared)
 		another := func(p *poolTest, rejected *token) (*token, *failure) {
-			tok, _, f := p.getAnother(t.Context(), testAsk("doc"), rejected.jwt())
+			tok, _, f := p.replace(t.Context(), testClaims("doc"), rejected.jwt())
 			synctest.Wait()
 			return tok, f
 		}
@@ -694,7 +704,7 @@ func TestReplacementsRestInTheWholeFleet(t *testing.T) {
 // A store that never has what is wanted is not asked for ever.
 func TestStoreFullOfRubbish(t *testing.T) {
 	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].tenant.store = rubbishStore{store}
+		fleet[0].member.store = rubbishStore{store}
 		start := time.Now()
 		fleet[0].want("doc", resultMinted)
 		if took := time.Since(start); took > 0 {
@@ -725,8 +735,8 @@ func TestShortTokenFromTheStoreBesideAnExpiredOne(t *testing.T) {
 		time.Sleep(59 * time.Minute)
 		fleet[0].want("doc", resultMinted)
 		time.Sleep(50 * time.Minute)
-		fleet[1].cache.recent.put(old)
-		fleet[0].api.set(failing(500))
+		fleet[1].cache.overflow.put(old)
+		fleet[0].api.Set(dwstest.Failing(500))
 		fleet[1].want("doc", resultStale)
 	})
 }
@@ -738,7 +748,7 @@ func TestRejectedTokenInAFleet(t *testing.T) {
 		fleet[1].want("doc", resultShared)
 		replace := func(p *poolTest, rejected string, want result) *token {
 			t.Helper()
-			tok, result, f := p.getAnother(t.Context(), testAsk("doc"), rejected)
+			tok, result, f := p.replace(t.Context(), testClaims("doc"), rejected)
 			if f != nil || result != want || tok.is(rejected) {
 				t.Fatalf("%v, %s, want %s", f, result, want)
 			}
@@ -761,21 +771,21 @@ func TestRejectedTokenThatOnlyTheStoreHas(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		first := fleet[0].want("doc", resultMinted)
 		store.wantCalls(t, "acquire put")
-		tok, result, f := fleet[1].getAnother(t.Context(), testAsk("doc"), first.jwt())
+		tok, result, f := fleet[1].replace(t.Context(), testClaims("doc"), first.jwt())
 		if f != nil || result != resultMinted || tok.is(first.jwt()) {
 			t.Fatalf("%v, %s", f, result)
 		}
 		synctest.Wait()
 		store.wantCalls(t, "acquire acquire put")
 		// At most once in a while.
-		if _, _, f := fleet[1].getAnother(t.Context(), testAsk("doc"), tok.jwt()); f == nil || f.reason != reasonTooSoon {
+		if _, _, f := fleet[1].replace(t.Context(), testClaims("doc"), tok.jwt()); f == nil || f.reason != reasonTooSoon {
 			t.Errorf("got %v", f)
 		}
 		// If no other can be minted, it is not handed out after all.
 		time.Sleep(time.Minute)
-		fleet[0].api.set(failing(500))
+		fleet[0].api.Set(dwstest.Failing(500))
 		fleet[1].purge("")
-		if _, _, f := fleet[1].getAnother(t.Context(), testAsk("doc"), tok.jwt()); f == nil || f.reason != reasonUnavailable {
+		if _, _, f := fleet[1].replace(t.Context(), testClaims("doc"), tok.jwt()); f == nil || f.reason != reasonUnavailable {
 			t.Errorf("got %v", f)
 		}
 	})
@@ -787,9 +797,9 @@ func TestRejectedTokenThatArrivesMeanwhile(t *testing.T) {
 		first := fleet[0].want("doc", resultMinted)
 		var wg sync.WaitGroup
 		for range 20 {
-			wg.Go(func() { fleet[1].get(t.Context(), testAsk("doc")) })
+			wg.Go(func() { fleet[1].get(t.Context(), testClaims("doc")) })
 			wg.Go(func() {
-				tok, _, f := fleet[1].getAnother(t.Context(), testAsk("doc"), first.jwt())
+				tok, _, f := fleet[1].replace(t.Context(), testClaims("doc"), first.jwt())
 				if f == nil && tok.is(first.jwt()) {
 					t.Error("the rejected token again")
 				}
@@ -804,8 +814,8 @@ func TestRejectedTokenThatArrivesMeanwhile(t *testing.T) {
 func TestRotatedKeyInAFleet(t *testing.T) {
 	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		fleet[0].want("doc", resultMinted)
-		rotated := newCredential("pdf_live_rotated")
-		fleet[0].tenant.credential.Store(rotated)
+		rotated := mint.NewKey("pdf_live_rotated")
+		fleet[0].member.key.Store(rotated)
 		fleet[0].want("doc", resultHit) // until the new key has minted
 		store.mu.Lock()
 		store.calls = nil
@@ -813,8 +823,8 @@ func TestRotatedKeyInAFleet(t *testing.T) {
 		fleet[0].want("other", resultMinted)
 		store.wantCalls(t, "acquire put release")
 		fleet[1].want("other", resultMinted) // it has the old key
-		fleet[1].tenant.credential.Store(rotated)
-		fleet[1].account.Store(&rotated.account)
+		fleet[1].member.key.Store(rotated)
+		fleet[1].keys.promote(&rotated.ID)
 		fleet[1].want("other", resultShared)
 	})
 }
@@ -838,15 +848,15 @@ func TestStoreOperationsAreCounted(t *testing.T) {
 		fleet[0].want("a", resultMinted)
 		fleet[1].want("a", resultShared) // hit
 		fleet[1].want("b", resultMinted) // locked, put
-		fleet[1].api.set(failing(422))
-		fleet[1].wantFailure("c", reasonRejected) // locked, release
-		fleet[1].api.set(nil)
+		fleet[1].api.Set(dwstest.Failing(422))
+		fleet[1].wantFailure("c", reasonRefused) // locked, release
+		fleet[1].api.Set(nil)
 		store.fail(errors.New("down"))
 		fleet[1].want("d", resultMinted) // error
 		store.fail(ErrStoreUnavailable)
 		fleet[1].want("e", resultMinted) // unavailable
 		store.fail(nil)
-		fleet[1].api.delay = 50 * time.Millisecond
+		fleet[1].api.Delay = 50 * time.Millisecond
 		var wg sync.WaitGroup
 		wg.Go(func() { fleet[0].asked("f", resultMinted) })
 		synctest.Wait()
@@ -889,14 +899,14 @@ func init() {
 }
 
 func TestStoreIsAModule(t *testing.T) {
-	t.Setenv(defaultKeyVariable, testKey)
+	t.Setenv(defaultKeyVariable, dwstest.Key)
 	provision := func(storeJSON string) error {
 		t.Helper()
 		ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
 		defer cancel()
-		h := &Handler{Routes: []Route{{Paths: []string{"/d/:id"}}}, StoreRaw: json.RawMessage(storeJSON)}
+		h := &Handler{Routes: []Route{{Paths: []string{"/d/:id"}}}, PoolOptions: PoolOptions{StoreRaw: json.RawMessage(storeJSON)}}
 		err := h.Provision(ctx)
-		if err == nil && h.tenant.store == nil {
+		if err == nil && h.member.store == nil {
 			t.Error("provisioned without its store")
 		}
 		if cleanupErr := h.Cleanup(); cleanupErr != nil {
@@ -935,8 +945,8 @@ func TestStoreIsAModule(t *testing.T) {
 func TestStoreMakesPoolsDifferent(t *testing.T) {
 	settings := func(storeJSON string) poolSettings {
 		t.Helper()
-		h := &Handler{Routes: []Route{{Paths: []string{"/d/:id"}}}, StoreRaw: json.RawMessage(storeJSON)}
-		s, _, err := h.poolSettings()
+		h := &Handler{Routes: []Route{{Paths: []string{"/d/:id"}}}, PoolOptions: PoolOptions{StoreRaw: json.RawMessage(storeJSON)}}
+		s, _, err := h.settings()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -966,27 +976,28 @@ func (s *fakeStore) countCalls() map[string]int {
 // Strangers with made-up ids cost the store no locks: whoever has to wait for
 // mint_rate looks once, and takes none before its turn.
 func TestMadeUpIDsCostNoLocks(t *testing.T) {
-	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+	withFleetOf(t, 1, func(_ int, s *poolSettings) { s.rate, s.burst = 1, 1 }, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		p := fleet[0]
-		p.queue.setRate(1, 1)
 		var wg sync.WaitGroup
 		for i := range 4000 {
-			wg.Go(func() { _, _, _ = p.get(t.Context(), testAsk(fmt.Sprint("made-up", i))) })
+			wg.Go(func() { _, _, _ = p.get(t.Context(), testClaims(fmt.Sprint("made-up", i))) })
 		}
 		wg.Wait()
 		synctest.Wait()
-		mints := p.api.count()
+		mints := p.api.Count()
 		if calls := store.countCalls(); calls["acquire"] != mints || calls["put"] != mints || calls["release"] != 0 || calls["look"] > 4000 || calls["look"] == 0 {
 			t.Errorf("%d mints, and the store was asked %v", mints, calls)
 		}
-		// The same ids, again and again, within the memory for refusals.
-		p.queue.setRate(1000, 1000)
-		p.api.set(failing(404))
-		p.wantFailure("refused", reasonRejected)
+	})
+	// The same ids, again and again, within the memory for refusals.
+	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+		p := fleet[0]
+		p.api.Set(dwstest.Failing(404))
+		p.wantFailure("refused", reasonRefused)
 		synctest.Wait()
 		store.countCalls()
 		for range 100 {
-			p.wantFailure("refused", reasonRejected)
+			p.wantFailure("refused", reasonRefused)
 		}
 		if calls := store.countCalls(); len(calls) != 0 {
 			t.Errorf("a remembered refusal asks the store %v", calls)
@@ -1013,15 +1024,14 @@ func (s *slowStore) Acquire(ctx context.Context, name, stale string, lockFor tim
 }
 
 func TestLooksWithoutATurnAreBounded(t *testing.T) {
-	withFleet(t, 1, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+	withFleetOf(t, 1, func(_ int, s *poolSettings) { s.rate, s.burst = 1, 1 }, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		slow := &slowStore{fakeStore: store}
 		p := fleet[0]
-		p.tenant.store = slow
-		p.queue.setRate(1, 1)
+		p.member.store = slow
 		p.want("first", resultMinted)
 		var wg sync.WaitGroup
 		for i := range 1000 {
-			wg.Go(func() { _, _, _ = p.get(t.Context(), testAsk(fmt.Sprint("made-up", i))) })
+			wg.Go(func() { _, _, _ = p.get(t.Context(), testClaims(fmt.Sprint("made-up", i))) })
 		}
 		wg.Wait()
 		synctest.Wait()
@@ -1034,30 +1044,33 @@ func TestLooksWithoutATurnAreBounded(t *testing.T) {
 // What is in the store is used although mint_rate is used up, or the API is
 // held back, and costs no turn.
 func TestStoreIsUsedWithoutATurn(t *testing.T) {
-	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+	rates := func(gateway int, s *poolSettings) {
+		switch gateway {
+		case 1:
+			s.rate, s.burst = 1, 1
+		case 2:
+			s.rate, s.burst = 0.001, 5
+		}
+	}
+	withFleetOf(t, 4, rates, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
 		for i := range 30 {
 			fleet[0].want(fmt.Sprint("doc", i), resultMinted)
 		}
 		p := fleet[1]
-		p.queue.setRate(1, 1)
 		p.want("other", resultMinted)
 		for i := range 10 {
 			p.want(fmt.Sprint("doc", i), resultShared)
 		}
 		// With turns, they are given back.
-		p.queue.setRate(0.001, 5)
+		p = fleet[2]
 		for i := range 10 {
 			p.want(fmt.Sprint("doc", 10+i), resultShared)
 		}
-		left := 0
-		for p.queue.take() {
-			left++
-		}
-		if left != 5 {
+		if left := p.turnsLeft(); left != 5 {
 			t.Errorf("%d of 5 turns are left", left)
 		}
-		p.queue.setRate(100, 100)
-		p.api.set(failing(429, "Retry-After", "60"))
+		p = fleet[3]
+		p.api.Set(dwstest.Failing(429, "Retry-After", "60"))
 		p.wantFailure("fails", reasonThrottled)
 		store.countCalls()
 		p.want("doc20", resultShared)
@@ -1069,20 +1082,20 @@ func TestStoreIsUsedWithoutATurn(t *testing.T) {
 
 // What another gateway has in hand, and what is not admitted, costs no turn either.
 func TestTurnsComeBackIfNothingIsSent(t *testing.T) {
-	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
-		fleet[0].api.delay = time.Second
+	few := func(gateway int, s *poolSettings) {
+		if gateway == 1 {
+			s.rate, s.burst = 0.001, 3
+		}
+	}
+	withFleetOf(t, 2, few, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+		fleet[0].api.Delay = time.Second
 		var wg sync.WaitGroup
 		wg.Go(func() { fleet[0].asked("doc", resultMinted) })
 		synctest.Wait()
 		p := fleet[1]
-		p.queue.setRate(0.001, 3)
 		wg.Go(func() { p.asked("doc", resultShared) })
 		wg.Wait()
-		left := 0
-		for p.queue.take() {
-			left++
-		}
-		if left != 3 {
+		if left := p.turnsLeft(); left != 3 {
 			t.Errorf("%d of 3 turns are left", left)
 		}
 	})

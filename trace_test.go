@@ -12,6 +12,8 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 )
 
 // withSpans tests a pool with a request that is traced.
@@ -22,7 +24,7 @@ func withSpans(t *testing.T, test func(t *testing.T, p *poolTest, ctx context.Co
 		provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter))
 		ctx, span := provider.Tracer("test").Start(t.Context(), "request")
 		sent := new(http.Header)
-		p.tenant.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+		p.member.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
 			*sent = r.Header.Clone()
 			return p.api.RoundTrip(r)
 		})
@@ -45,8 +47,8 @@ func attributesOf(span tracetest.SpanStub) string {
 
 func TestMintSpan(t *testing.T) {
 	withSpans(t, func(t *testing.T, p *poolTest, ctx context.Context, request trace.SpanContext, sent *http.Header, spans func() tracetest.SpanStubs) {
-		a := testAsk("secret-document")
-		a.userID = "alice"
+		a := testClaims("secret-document")
+		a.UserID = "alice"
 		if _, _, f := p.get(ctx, a); f != nil {
 			t.Fatal(f)
 		}
@@ -68,7 +70,7 @@ func TestMintSpan(t *testing.T) {
 		if got, want := sent.Get("Traceparent"), "00-"+span.SpanContext.TraceID().String()+"-"+span.SpanContext.SpanID().String()+"-01"; got != want {
 			t.Errorf("traceparent %s, want %s", got, want)
 		}
-		if text := fmt.Sprint(got); strings.Contains(text, "alice") || strings.Contains(text, "secret-document") || strings.Contains(text, testKey) {
+		if text := fmt.Sprint(got); strings.Contains(text, "alice") || strings.Contains(text, "secret-document") || strings.Contains(text, dwstest.Key) {
 			t.Errorf("the span tells too much: %s", text)
 		}
 
@@ -90,17 +92,17 @@ func TestMintSpan(t *testing.T) {
 
 func TestMintSpanOfFailures(t *testing.T) {
 	for _, test := range []struct {
-		answer func(apiRequest) (*http.Response, error)
+		answer dwstest.Answer
 		want   []string
 	}{
-		{failing(500), []string{"http.response.status_code=500 error.type=unavailable"}},
-		{failing(404), []string{"http.response.status_code=404 error.type=rejected"}},
-		{hanging, []string{"viewer_session.renewal=false error.type=timeout"}},
-		{refusing, []string{"viewer_session.renewal=false error.type=unavailable", "viewer_session.renewal=false error.type=unavailable"}}, // sent again
+		{dwstest.Failing(500), []string{"http.response.status_code=500 error.type=unavailable"}},
+		{dwstest.Failing(404), []string{"http.response.status_code=404 error.type=rejected"}},
+		{dwstest.Hanging, []string{"viewer_session.renewal=false error.type=timeout"}},
+		{dwstest.Unreachable, []string{"viewer_session.renewal=false error.type=unavailable", "viewer_session.renewal=false error.type=unavailable"}}, // sent again
 	} {
 		withSpans(t, func(t *testing.T, p *poolTest, ctx context.Context, _ trace.SpanContext, _ *http.Header, spans func() tracetest.SpanStubs) {
-			p.api.set(test.answer)
-			if _, _, f := p.get(ctx, testAsk("doc")); f == nil {
+			p.api.Set(test.answer)
+			if _, _, f := p.get(ctx, testClaims("doc")); f == nil {
 				t.Fatal("no failure")
 			}
 			got := spans()
@@ -120,7 +122,7 @@ func TestMintSpanOfFailures(t *testing.T) {
 func TestNoSpanWithoutTracing(t *testing.T) {
 	withPool(t, nil, func(t *testing.T, p *poolTest) {
 		var header http.Header
-		p.tenant.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+		p.member.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
 			header = r.Header.Clone()
 			return p.api.RoundTrip(r)
 		})

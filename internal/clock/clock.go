@@ -10,16 +10,17 @@ import "time"
 // Time is a moment. The zero value is none.
 type Time struct {
 	wall int64         // Unix nanoseconds
-	mono time.Duration // since the process began
+	mono time.Duration // since origin
 }
 
-var began = time.Now()
+// origin is so long ago that no clock says less than zero, a test's included.
+var origin = time.Now().Add(-100 * 365 * 24 * time.Hour)
 
 // Now returns the present moment.
 func Now() Time { return At(time.Now()) }
 
 // At returns a moment that the standard library has told.
-func At(t time.Time) Time { return Time{t.UnixNano(), t.Sub(began)} }
+func At(t time.Time) Time { return Time{t.UnixNano(), t.Sub(origin)} }
 
 // Of returns a moment of which the two clocks say different things.
 func Of(wall time.Time, mono time.Duration) Time { return Time{wall.UnixNano(), mono} }
@@ -46,5 +47,5 @@ func (t Time) Reached(moment Time) bool { return t.Since(moment) >= 0 }
 // Wall returns what the wall clock says.
 func (t Time) Wall() time.Time { return time.Unix(0, t.wall) }
 
-// Mono returns what the monotonic clock says: nothing but a number to compare.
+// Mono returns what the monotonic clock says: a positive number to compare.
 func (t Time) Mono() time.Duration { return t.mono }

@@ -42,3 +42,11 @@ func Resolve(option, placeholder string) (string, error) {
 	}
 	return "", fmt.Errorf("%s %s is empty or unknown", option, placeholder)
 }
+
+// WellFormed reports whether a value holds nothing that no API key has: spaces,
+// quotes, and what is left of a placeholder.
+func WellFormed(value string) bool {
+	return !strings.ContainsFunc(value, func(r rune) bool {
+		return r <= ' ' || r >= 0x7f || strings.ContainsRune("\"'`$", r)
+	})
+}

@@ -51,11 +51,11 @@ func (n Names) Strip(r *http.Request, placed func(*http.Request) []Placed) {
 		case "Http2-Settings":
 			delete(r.Header, name)
 		}
-		if n.aliasesHeader(name) && !(placed != nil && holdsHeader(placed(r), name)) {
+		if n.aliasesHeader(name) && (placed == nil || !holdsHeader(placed(r), name)) {
 			delete(r.Header, name)
 		}
 	}
-	if n.Cookie != "" && !(placed != nil && holdsCookie(placed(r), n.Cookie)) {
+	if n.Cookie != "" && (placed == nil || !holdsCookie(placed(r), n.Cookie)) {
 		stripCookie(r.Header, n.Cookie)
 	}
 	tunnel := len(upgrade) > 0 && stripUpgrade(r.Header, upgrade)

@@ -1,4 +1,4 @@
-package viewersession
+package dws
 
 import (
 	"bytes"
@@ -36,31 +36,44 @@ const (
 	userAgent = "caddy-viewer-session"
 )
 
-// mintRequest is one request for a token.
-type mintRequest struct {
-	*ask
-	transport http.RoundTripper
-	endpoint  *url.URL
-	apiKey    string
-	form      bodyForm
-	now       time.Time         // by the API's clock, as far as it is known; exp is counted from it
-	clock     func() clock.Time // this machine's
+// Call is one session request with all that it takes to send it.
+type Call struct {
+	*Request
+	Transport http.RoundTripper
+	Endpoint  *url.URL
+	APIKey    string
+	Form      Form
+	Now       time.Time         // by the API's clock, as far as it is known; exp is counted from it
+	Clock     func() clock.Time // this machine's
 }
 
-// mintToken sends one POST /viewer/sessions and returns the token that came
-// back, once it has been checked, and when it expires. It does not retry.
+// Reply is the API's answer, checked. JWT is set only if the token may be used.
+type Reply struct {
+	Facts
+	Exchange
+	Lifetime
+	JWT        string
+	StatusCode int // 0 if there was no answer
+}
+
+// Lifetime is how long a token lives, and from when.
+type Lifetime struct {
+	Minted      clock.Time
+	Life, Asked time.Duration
+}
+
+// Send sends the request and checks the token that comes back. It does not
+// retry. Errors are of type *Error; with one, the reply holds what is known of
+// the answer nevertheless.
 //
-// The request goes through transport.RoundTrip: redirects are not followed, so
-// the key reaches no host but the endpoint's.
-//
-// Beside a failure it returns what a token said that must not be used, but not
-// the token.
-func mintToken(ctx context.Context, m mintRequest) (minted mintReply, err error) {
-	endpoint, apiKey := m.endpoint, m.apiKey
-	askedExp := m.now.Add(m.ttl).Unix()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.String(), bytes.NewReader(m.body(askedExp, m.form)))
+// The request goes through RoundTrip: redirects are not followed, so the key
+// reaches no host but the endpoint's.
+func (c Call) Send(ctx context.Context) (reply Reply, err error) {
+	endpoint, apiKey := c.Endpoint, c.APIKey
+	askedExp := c.Now.Add(c.TTL).Unix()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.String(), bytes.NewReader(c.Body(askedExp, c.Form)))
 	if err != nil {
-		return mintReply{}, &failure{reason: reasonUnavailable, err: fmt.Errorf("building the request for %s: %w", endpoint.Host, err)}
+		return Reply{}, &Error{Reason: Unavailable, Err: fmt.Errorf("building the request for %s: %w", endpoint.Host, err)}
 	}
 	req.Header.Set("Authorization", "Bearer "+apiKey)
 	req.Header.Set("Content-Type", "application/json")
@@ -68,71 +81,54 @@ func mintToken(ctx context.Context, m mintRequest) (minted mintReply, err error)
 	req.Header.Set("User-Agent", userAgent)
 	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header)) // of the mint's own span, if there is one
 
-	minted.sent = m.clock()
-	resp, err := m.transport.RoundTrip(req)
-	minted.answered = m.clock()
+	reply.Sent = c.Clock()
+	resp, err := c.Transport.RoundTrip(req)
+	reply.Answered = c.Clock()
 	if err != nil {
-		return minted, transportFailure(ctx, endpoint.Host, apiKey, err)
+		return reply, transportError(ctx, endpoint.Host, apiKey, err)
 	}
 	defer resp.Body.Close()
-	minted.date, minted.status = resp.Header.Get("Date"), resp.StatusCode
+	reply.Date, reply.StatusCode = resp.Header.Get("Date"), resp.StatusCode
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		// The body would be the connection, which heeds no deadline.
-		return minted, statusFailure(resp, nil, apiKey, minted.answered)
+		return reply, statusError(resp, nil, apiKey, reply.Answered)
 	}
-	reply, err := io.ReadAll(io.LimitReader(resp.Body, maxReplyBytes+1))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReplyBytes+1))
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
 		// Whatever could be read of an error is only quoted.
-		return minted, statusFailure(resp, reply, apiKey, minted.answered)
+		return reply, statusError(resp, body, apiKey, reply.Answered)
 	}
 	if err != nil {
-		return minted, transportFailure(ctx, endpoint.Host, apiKey, err)
+		return reply, transportError(ctx, endpoint.Host, apiKey, err)
 	}
-	jwt, err := readReply(reply)
+	jwt, err := readReply(body)
 	if err != nil {
-		return minted, &failure{reason: reasonInvalidReply, answered: resp.StatusCode, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
+		return reply, &Error{Reason: InvalidReply, StatusCode: resp.StatusCode, Err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
 	}
 	// Of the two readings of the time at which the request was sent, the one
 	// counts that leaves less of the token's life.
-	sent := m.now
-	if date, ok := minted.at(); ok && date.After(sent) {
+	sent := c.Now
+	if date, ok := reply.At(); ok && date.After(sent) {
 		sent = date
 	}
-	minted.tokenFacts, err = readToken(jwt, m.ask, askedExp, sent)
-	if err == nil && m.form == documentedName {
-		err = minted.grant.checkFallback(m.permissions)
+	reply.Facts, err = ReadToken(jwt, c.Request, askedExp, sent)
+	if err == nil && c.Form == DocumentedName {
+		err = reply.Grant.checkFallback(c.Permissions)
 	}
 	if err != nil {
-		f := &failure{reason: reasonInvalidReply, answered: resp.StatusCode, ofOneDocument: true, err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
+		e := &Error{Reason: InvalidReply, StatusCode: resp.StatusCode, DocumentOnly: true, Err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
 		if _, ok := errors.AsType[*overGrantError](err); ok {
-			f.reason, f.misconfigured = reasonOverGranted, true
+			e.Reason, e.Misconfigured = OverGranted, true
 		}
-		return minted, f
+		return reply, e
 	}
-	minted.jwt = jwt
-	minted.lifetime = lifetime{
-		minted: minted.sent,
-		life:   time.Unix(minted.exp, 0).Sub(sent),
-		asked:  time.Unix(askedExp, 0).Sub(m.now),
+	reply.JWT = jwt
+	reply.Lifetime = Lifetime{
+		Minted: reply.Sent,
+		Life:   time.Unix(reply.Exp, 0).Sub(sent),
+		Asked:  time.Unix(askedExp, 0).Sub(c.Now),
 	}
-	return minted, nil
-}
-
-// mintReply is an answer, checked but for the jwt, which is only there if it may be used.
-type mintReply struct {
-	tokenFacts
-	exchange
-	lifetime
-	jwt    string
-	status int // 0 if there was no answer
-}
-
-// mayFallBack reports whether to ask once more with the documented name alone:
-// the API has refused a request that has another one as well, and that may be
-// why. With permissions that are not documented, they may be why.
-func (a *ask) mayFallBack(f *failure, form bodyForm) bool {
-	return form == bothNames && documented(a.permissions) &&
-		(f.answered == http.StatusBadRequest || f.answered == http.StatusUnprocessableEntity)
+	return reply, nil
 }
 
 func readReply(reply []byte) (jwt string, err error) {
@@ -150,46 +146,46 @@ func readReply(reply []byte) (jwt string, err error) {
 	return jwt, nil
 }
 
-// transportFailure is for when there is no whole answer. The error is quoted as
+// transportError is for when there is no whole answer. The error is quoted as
 // text, since it may hold a piece of what was received.
-func transportFailure(ctx context.Context, host, apiKey string, err error) *failure {
+func transportError(ctx context.Context, host, apiKey string, err error) *Error {
 	_, dialing := errors.AsType[reverseproxy.DialError](err)
-	text := cleanDetail(err.Error(), apiKey)
+	text := Redact(err.Error(), apiKey)
 	if ctx.Err() != nil || !dialing && errors.Is(err, context.DeadlineExceeded) {
-		return &failure{reason: reasonTimeout, err: fmt.Errorf("%s did not answer in time: %s", host, text)}
+		return &Error{Reason: Timeout, Err: fmt.Errorf("%s did not answer in time: %s", host, text)}
 	}
-	return &failure{
-		reason: reasonUnavailable,
-		err:    fmt.Errorf("%s cannot be reached: %s", host, text),
-		unsent: dialing,
+	return &Error{
+		Reason: Unavailable,
+		Err:    fmt.Errorf("%s cannot be reached: %s", host, text),
+		Unsent: dialing,
 	}
 }
 
-// statusFailure turns an answer other than 200 and 201 into a failure.
-func statusFailure(resp *http.Response, reply []byte, apiKey string, now clock.Time) *failure {
-	f := &failure{reason: reasonUnavailable, answered: resp.StatusCode}
+// statusError turns an answer other than 200 and 201 into an error.
+func statusError(resp *http.Response, reply []byte, apiKey string, now clock.Time) *Error {
+	e := &Error{Reason: Unavailable, StatusCode: resp.StatusCode}
 	retryAfter := resp.Header.Get("Retry-After")
 	var hint string
 	switch code := resp.StatusCode; {
 	case code == http.StatusUnauthorized, code == http.StatusForbidden:
-		f.reason = reasonKeyRefused
-		f.misconfigured = true
+		e.Reason = KeyRefused
+		e.Misconfigured = true
 		hint = "; the key is refused: check api_key. An account has a Viewer key and a Processor key, both begin with pdf_live_, and only the Viewer key is accepted here"
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable && retryAfter != "":
-		f.reason = reasonThrottled
-		f.retryAt = readRetryAfter(retryAfter, resp.Header.Get("Date"), now)
+		e.Reason = Throttled
+		e.RetryAt = readRetryAfter(retryAfter, resp.Header.Get("Date"), now)
 	case code == http.StatusNotFound:
-		f.reason = reasonRejected
-		f.misconfigured = true
+		e.Reason = Refused
+		e.Misconfigured = true
 		hint = "; check endpoint: the API does not look documents up when it mints, so it is the address that is unknown"
 	case code >= 300 && code < 400:
-		f.misconfigured = true
+		e.Misconfigured = true
 		hint = "; redirects are not followed, so that the key stays with one host: check endpoint"
 	case code >= 400 && code < 500 && code != http.StatusRequestTimeout:
-		f.reason = reasonRejected
+		e.Reason = Refused
 	}
-	f.err = fmt.Errorf("%s answered %d%s%s", resp.Request.URL.Host, resp.StatusCode, quoteDetails(reply, apiKey), hint)
-	return f
+	e.Err = fmt.Errorf("%s answered %d%s%s", resp.Request.URL.Host, resp.StatusCode, quoteDetails(reply, apiKey), hint)
+	return e
 }
 
 // readRetryAfter reads seconds, or a date, which is by the same clock as the
@@ -229,15 +225,17 @@ func quoteDetails(reply []byte, apiKey string) string {
 	}
 	var quoted string
 	if details != "" {
-		quoted += " (" + cleanDetail(details, apiKey) + ")"
+		quoted += " (" + Redact(details, apiKey) + ")"
 	}
 	if id := stringMember(members, "requestId"); id != "" {
-		quoted += " (requestId " + cleanDetail(id, apiKey) + ")"
+		quoted += " (requestId " + Redact(id, apiKey) + ")"
 	}
 	return quoted
 }
 
-func cleanDetail(s, apiKey string) string {
+// Redact returns s short, on one line, and without anything that looks like a
+// key or a token.
+func Redact(s, apiKey string) string {
 	s = strings.ReplaceAll(s, apiKey, "REDACTED")
 	s = jwtInText.ReplaceAllString(s, "REDACTED")
 	s = keyInText.ReplaceAllString(s, "REDACTED")

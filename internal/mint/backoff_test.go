@@ -1,4 +1,4 @@
-package viewersession
+package mint
 
 import (
 	"errors"
@@ -7,31 +7,37 @@ import (
 	"time"
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
 )
 
 var errTest = errors.New("test")
 
-func fail(b *backoff, key string, r reason, now clock.Time) *failure {
-	a, f := b.admit(key, key, now)
-	if f != nil {
-		return f
+func fail(b *backoff, key string, r dws.Reason, now clock.Time) *dws.Error {
+	a := newAttempt(key, key)
+	if err := b.admit(a, now); err != nil {
+		return err
 	}
-	return b.settle(a, &failure{reason: r, err: errTest}, now)
+	return b.settle(a, &dws.Error{Reason: r, Err: errTest}, false, now)
+}
+
+func admit(b *backoff, request, document string, now clock.Time) (*attempt, *dws.Error) {
+	a := newAttempt(request, document)
+	return a, b.admit(a, now)
 }
 
 func TestFewProbesAtOnce(t *testing.T) {
 	var b backoff
 	now := clock.Now()
-	for i := range rowLength {
-		fail(&b, fmt.Sprint("doc", i), reasonUnavailable, now)
+	for i := range failureThreshold {
+		fail(&b, fmt.Sprint("doc", i), dws.Unavailable, now)
 	}
-	if _, f := b.admit("early", "early", now); f == nil {
+	if _, f := admit(&b, "early", "early", now); f == nil {
 		t.Fatal("no back-off")
 	}
 	now = now.Add(maxDelay)
-	var probes []admission
+	var probes []*attempt
 	for i := range 100 {
-		if a, f := b.admit(fmt.Sprint("probe", i), fmt.Sprint("probe", i), now); f == nil {
+		if a, f := admit(&b, fmt.Sprint("probe", i), fmt.Sprint("probe", i), now); f == nil {
 			probes = append(probes, a)
 		}
 	}
@@ -39,12 +45,12 @@ func TestFewProbesAtOnce(t *testing.T) {
 		t.Fatalf("%d probes, want %d", len(probes), maxProbes)
 	}
 	// One fails, one succeeds: the endpoint is back.
-	b.settle(probes[0], &failure{reason: reasonTimeout, err: errTest}, now)
-	b.settle(probes[1], nil, now)
-	if b.holding(now) {
+	b.settle(probes[0], &dws.Error{Reason: dws.Timeout, Err: errTest}, false, now)
+	b.settle(probes[1], nil, false, now)
+	if b.isOpen(now) {
 		t.Error("held back after a success")
 	}
-	b.settle(probes[2], nil, now)
+	b.settle(probes[2], nil, false, now)
 	if b.probes != 0 {
 		t.Errorf("%d probes are never given back", b.probes)
 	}
@@ -53,8 +59,8 @@ func TestFewProbesAtOnce(t *testing.T) {
 func TestDelayGrowsToItsBound(t *testing.T) {
 	var b backoff
 	now := clock.Now()
-	for i := range rowLength {
-		fail(&b, fmt.Sprint("doc", i), reasonUnavailable, now)
+	for i := range failureThreshold {
+		fail(&b, fmt.Sprint("doc", i), dws.Unavailable, now)
 	}
 	previous := time.Duration(0)
 	for i := range 10 {
@@ -67,7 +73,7 @@ func TestDelayGrowsToItsBound(t *testing.T) {
 		}
 		previous = delay
 		now = b.until
-		fail(&b, fmt.Sprint("probe", i), reasonUnavailable, now)
+		fail(&b, fmt.Sprint("probe", i), dws.Unavailable, now)
 	}
 }
 
@@ -76,16 +82,16 @@ func TestDelayGrowsToItsBound(t *testing.T) {
 func TestOneBurstOfFailuresIsOneDelay(t *testing.T) {
 	var b backoff
 	now := clock.Now()
-	var burst []admission
+	var burst []*attempt
 	for i := range 200 {
-		a, f := b.admit(fmt.Sprint("doc", i), fmt.Sprint("doc", i), now)
+		a, f := admit(&b, fmt.Sprint("doc", i), fmt.Sprint("doc", i), now)
 		if f != nil {
 			t.Fatal(f)
 		}
 		burst = append(burst, a)
 	}
 	for _, a := range burst {
-		b.settle(a, &failure{reason: reasonTimeout, err: errTest}, now)
+		b.settle(a, &dws.Error{Reason: dws.Timeout, Err: errTest}, false, now)
 	}
 	if b.delay != firstDelay {
 		t.Errorf("delay %s, want %s", b.delay, firstDelay)
@@ -95,15 +101,15 @@ func TestOneBurstOfFailuresIsOneDelay(t *testing.T) {
 func TestWhatTheAPINamedIsNotShortened(t *testing.T) {
 	var b backoff
 	now := clock.Now()
-	before, _ := b.admit("before", "before", now)
-	a, _ := b.admit("throttled", "throttled", now)
-	b.settle(a, &failure{reason: reasonThrottled, err: errTest, retryAt: now.Add(time.Minute)}, now)
+	before, _ := admit(&b, "before", "before", now)
+	a, _ := admit(&b, "throttled", "throttled", now)
+	b.settle(a, &dws.Error{Reason: dws.Throttled, Err: errTest, RetryAt: now.Add(time.Minute)}, false, now)
 	// A mint that was under way succeeds: the API still wants its minute.
-	b.settle(before, nil, now)
-	if _, f := b.admit("next", "next", now.Add(59*time.Second)); f == nil || f.reason != reasonThrottled {
+	b.settle(before, nil, false, now)
+	if _, f := admit(&b, "next", "next", now.Add(59*time.Second)); f == nil || f.Reason != dws.Throttled {
 		t.Errorf("admitted before the API's time: %v", f)
 	}
-	if _, f := b.admit("next", "next", now.Add(time.Minute)); f != nil {
+	if _, f := admit(&b, "next", "next", now.Add(time.Minute)); f != nil {
 		t.Errorf("not admitted at the API's time: %v", f)
 	}
 }
@@ -112,29 +118,10 @@ func TestMemoryOfFailuresIsBounded(t *testing.T) {
 	var b backoff
 	now := clock.Now()
 	for i := range 10 * maxRemembered {
-		fail(&b, fmt.Sprint("made-up", i), reasonRejected, now)
+		fail(&b, fmt.Sprint("made-up", i), dws.Refused, now)
 	}
 	if len(b.remembered) > maxRemembered {
 		t.Errorf("%d failures are remembered, more than %d", len(b.remembered), maxRemembered)
-	}
-}
-
-func TestLogGate(t *testing.T) {
-	var g logGate
-	now := time.Now()
-	logged, suppressed := 0, 0
-	for range 1000 {
-		if n, ok := g.open(reasonTimeout, now); ok {
-			logged++
-			suppressed += n
-		}
-		now = now.Add(100 * time.Millisecond)
-	}
-	if logged != 10 || suppressed != 9*99 {
-		t.Errorf("%d logged and %d counted, want 10 and 891", logged, suppressed)
-	}
-	if _, ok := g.open(reasonRejected, now); !ok {
-		t.Error("one kind of trouble silences another")
 	}
 }
 
@@ -142,13 +129,13 @@ func TestOneBadDocumentOfSeveralUsersHoldsUpNobody(t *testing.T) {
 	var b backoff
 	now := clock.Now()
 	for i := range 100 {
-		a, f := b.admit(fmt.Sprint("bad for user ", i), "bad", now)
+		a, f := admit(&b, fmt.Sprint("bad for user ", i), "bad", now)
 		if f != nil {
 			t.Fatal(f)
 		}
-		b.settle(a, &failure{reason: reasonUnavailable, err: errTest}, now)
+		b.settle(a, &dws.Error{Reason: dws.Unavailable, Err: errTest}, false, now)
 	}
-	if b.holding(now) {
+	if b.isOpen(now) {
 		t.Error("one document of a hundred users counts as a hundred")
 	}
 }
@@ -159,13 +146,13 @@ func TestBadDocumentsAmongGoodOnesHoldUpNobody(t *testing.T) {
 	now := clock.Now()
 	for i := range 1000 {
 		if i%50 == 0 {
-			a, f := b.admit(fmt.Sprint("good", i), fmt.Sprint("good", i), now)
+			a, f := admit(&b, fmt.Sprint("good", i), fmt.Sprint("good", i), now)
 			if f != nil {
 				t.Fatalf("after %d: %v", i, f)
 			}
-			b.settle(a, nil, now)
+			b.settle(a, nil, false, now)
 		}
-		fail(&b, fmt.Sprint("bad", i), reasonUnavailable, now)
+		fail(&b, fmt.Sprint("bad", i), dws.Unavailable, now)
 		now = now.Add(50 * time.Millisecond)
 	}
 }
@@ -174,13 +161,13 @@ func TestUnusableTokenOfOneUserHoldsUpNobody(t *testing.T) {
 	var b backoff
 	now := clock.Now()
 	for i := range 100 {
-		a, f := b.admit(fmt.Sprint("doc", i), fmt.Sprint("doc", i), now)
+		a, f := admit(&b, fmt.Sprint("doc", i), fmt.Sprint("doc", i), now)
 		if f != nil {
 			t.Fatal(f)
 		}
-		b.settle(a, &failure{reason: reasonInvalidReply, ofOneDocument: true, err: errTest}, now)
+		b.settle(a, &dws.Error{Reason: dws.InvalidReply, DocumentOnly: true, Err: errTest}, false, now)
 	}
-	if b.holding(now) {
+	if b.isOpen(now) {
 		t.Error("tokens that are too long for one user hold up all")
 	}
 }
@@ -188,17 +175,17 @@ func TestUnusableTokenOfOneUserHoldsUpNobody(t *testing.T) {
 func TestThrottleInsideABackoff(t *testing.T) {
 	var b backoff
 	now := clock.Now()
-	late, _ := b.admit("late", "late", now)
-	slow, _ := b.admit("slow", "slow", now)
-	for i := range rowLength {
-		fail(&b, fmt.Sprint("doc", i), reasonUnavailable, now)
+	late, _ := admit(&b, "late", "late", now)
+	slow, _ := admit(&b, "slow", "slow", now)
+	for i := range failureThreshold {
+		fail(&b, fmt.Sprint("doc", i), dws.Unavailable, now)
 	}
-	throttled := &failure{reason: reasonThrottled, err: errTest, retryAt: now.Add(2 * time.Second)}
-	if f := b.settle(late, throttled, now); f.reason != reasonThrottled {
-		t.Errorf("throttled, but the answer is %s", f.reason)
+	throttled := &dws.Error{Reason: dws.Throttled, Err: errTest, RetryAt: now.Add(2 * time.Second)}
+	if f := b.settle(late, throttled, false, now); f.Reason != dws.Throttled {
+		t.Errorf("throttled, but the answer is %s", f.Reason)
 	}
-	b.settle(slow, nil, now)
-	if _, f := b.admit("next", "next", now.Add(1999*time.Millisecond)); f == nil || f.reason != reasonThrottled {
+	b.settle(slow, nil, false, now)
+	if _, f := admit(&b, "next", "next", now.Add(1999*time.Millisecond)); f == nil || f.Reason != dws.Throttled {
 		t.Errorf("a success made the API's time shorter: %v", f)
 	}
 }
@@ -208,18 +195,18 @@ func TestThrottleInsideABackoff(t *testing.T) {
 func TestLastFailedDocumentLetsOthersProbeFirst(t *testing.T) {
 	var b backoff
 	now := clock.Now()
-	for i := range rowLength {
-		fail(&b, fmt.Sprint("doc", i), reasonUnavailable, now)
+	for i := range failureThreshold {
+		fail(&b, fmt.Sprint("doc", i), dws.Unavailable, now)
 	}
-	bad := fmt.Sprint("doc", rowLength-1)
+	bad := fmt.Sprint("doc", failureThreshold-1)
 	now = b.until
-	if _, f := b.admit("another user", bad, now); f == nil {
+	if _, f := admit(&b, "another user", bad, now); f == nil {
 		t.Error("the document that failed last goes first")
 	}
-	if _, f := b.admit("other", "other", now); f != nil {
+	if _, f := admit(&b, "other", "other", now); f != nil {
 		t.Errorf("another document does not go first: %v", f)
 	}
-	if _, f := b.admit("another user", bad, now.Add(b.delay)); f != nil {
+	if _, f := admit(&b, "another user", bad, now.Add(b.delay)); f != nil {
 		t.Errorf("the document that failed last never goes: %v", f)
 	}
 }

@@ -1,4 +1,4 @@
-package viewersession
+package mint
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
 )
 
 const (
@@ -22,41 +24,40 @@ const (
 // which outlives it, has a trace of its own and only the link. Nothing in it
 // names a document or a user.
 //
-// Of the request nothing but the ids of its span go on.
-func startMintSpan(ctx context.Context, e errand, endpoint *url.URL) (context.Context, trace.Span) {
-	if e.span == nil || !e.span.SpanContext().IsValid() {
+// Nothing of the request is passed on but the ids of its span.
+func startMintSpan(ctx context.Context, request trace.Span, renewal bool, endpoint *url.URL) (context.Context, trace.Span) {
+	if request == nil || !request.SpanContext().IsValid() {
 		return ctx, trace.SpanFromContext(ctx) // which does nothing
 	}
-	request := e.span.SpanContext()
 	attributes := []attribute.KeyValue{
 		semconv.HTTPRequestMethodPost,
 		semconv.ServerAddress(endpoint.Hostname()),
-		attribute.Bool("viewer_session.renewal", e.renewal),
+		attribute.Bool("viewer_session.renewal", renewal),
 	}
 	if port, err := strconv.Atoi(endpoint.Port()); err == nil {
 		attributes = append(attributes, semconv.ServerPort(port))
 	}
 	options := []trace.SpanStartOption{
 		trace.WithSpanKind(trace.SpanKindClient),
-		trace.WithLinks(trace.Link{SpanContext: request}),
+		trace.WithLinks(trace.Link{SpanContext: request.SpanContext()}),
 		trace.WithAttributes(attributes...),
 	}
-	if e.renewal {
+	if renewal {
 		options = append(options, trace.WithNewRoot())
 	} else {
-		ctx = trace.ContextWithSpanContext(ctx, request)
+		ctx = trace.ContextWithSpanContext(ctx, request.SpanContext())
 	}
-	return e.span.TracerProvider().Tracer(tracerName).Start(ctx, mintSpanName, options...)
+	return request.TracerProvider().Tracer(tracerName).Start(ctx, mintSpanName, options...)
 }
 
 // endMintSpan says how the request to the API ended.
-func endMintSpan(span trace.Span, status int, result outcome) {
+func endMintSpan(span trace.Span, status int, reason dws.Reason) {
 	if status != 0 {
 		span.SetAttributes(semconv.HTTPResponseStatusCode(status))
 	}
-	if result != outcomeOK {
-		span.SetAttributes(semconv.ErrorTypeKey.String(string(result)))
-		span.SetStatus(codes.Error, string(result))
+	if reason != "" {
+		span.SetAttributes(semconv.ErrorTypeKey.String(string(reason)))
+		span.SetStatus(codes.Error, string(reason))
 	}
 	span.End()
 }

@@ -1,4 +1,4 @@
-package viewersession
+package dws
 
 import (
 	"bytes"
@@ -25,24 +25,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 )
-
-// caddyTransport returns Caddy's own transport with the settings that a
-// handler without a transport gets.
-func caddyTransport(t testing.TB) http.RoundTripper {
-	t.Helper()
-	settings, _, err := new(Handler).poolSettings()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	t.Cleanup(cancel)
-	mod, err := ctx.LoadModuleByID(transportModule, json.RawMessage(settings.transport))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return mod.(http.RoundTripper)
-}
 
 // dwsTest mints at a server. What it asks for is always the same.
 type dwsTest struct {
@@ -63,69 +47,51 @@ func dwsTestAt(t testing.TB, endpoint string) dwsTest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return dwsTest{caddyTransport(t), u}
+	return dwsTest{dwstest.Transport(t), u}
 }
 
-func dwsAsk() *ask {
-	return &ask{documentID: "doc", permissions: []string{"read", "write"}, userID: "ann", claims: `,"team":"blue"`, ttl: time.Hour}
+func (d dwsTest) call(apiKey string) Call {
+	request := &Request{DocumentID: "doc", Permissions: []string{"read", "write"}, UserID: "ann", Claims: `,"team":"blue"`, TTL: time.Hour}
+	return Call{Request: request, Transport: d.transport, Endpoint: d.endpoint, APIKey: apiKey, Now: time.Now(), Clock: clock.Now}
 }
 
-func (d dwsTest) request(apiKey string) mintRequest {
-	return mintRequest{ask: dwsAsk(), transport: d.transport, endpoint: d.endpoint, apiKey: apiKey, now: time.Now(), clock: clock.Now}
-}
+func (d dwsTest) mint() (Reply, error) { return d.mintWithin(30 * time.Second) }
 
-func (d dwsTest) mint() (mintReply, error) { return d.mintWithin(30 * time.Second) }
-
-func (d dwsTest) mintWithin(timeout time.Duration) (mintReply, error) {
-	ctx, cancel := context.WithTimeout(mintContext(), timeout)
+func (d dwsTest) mintWithin(timeout time.Duration) (Reply, error) {
+	ctx, cancel := context.WithTimeout(callContext(), timeout)
 	defer cancel()
-	return mintToken(ctx, d.request(testKey))
+	return d.call(dwstest.Key).Send(ctx)
 }
 
-// wantFailure mints and returns the failure, which must hold neither key nor token.
-func (d dwsTest) wantFailure(t *testing.T, want reason) *failure {
+// callContext is for Caddy's transport, which replaces placeholders.
+func callContext() context.Context {
+	return context.WithValue(context.Background(), caddy.ReplacerCtxKey, caddy.NewReplacer())
+}
+
+// wantError mints and returns the failure, which must hold neither key nor token.
+func (d dwsTest) wantError(t *testing.T, want Reason) *Error {
 	t.Helper()
-	return wantDWSFailure(t, want)(d.mint())
+	return wantDWSError(t, want)(d.mint())
 }
 
-func wantDWSFailure(t *testing.T, want reason) func(mintReply, error) *failure {
-	return func(got mintReply, err error) *failure {
+func wantDWSError(t *testing.T, want Reason) func(Reply, error) *Error {
+	return func(got Reply, err error) *Error {
 		t.Helper()
-		f, ok := errors.AsType[*failure](err)
+		f, ok := errors.AsType[*Error](err)
 		if !ok {
 			t.Fatalf("got %+v, %v", got, err)
 		}
-		if f.reason != want {
-			t.Errorf("got the reason %s (%v), want %s", f.reason, f, want)
+		if f.Reason != want {
+			t.Errorf("got the reason %s (%v), want %s", f.Reason, f, want)
 		}
-		if got.jwt != "" {
+		if got.JWT != "" {
 			t.Errorf("beside the failure stands a token: %+v", got)
 		}
-		if strings.Contains(f.Error(), testKey) || strings.Contains(f.Error(), "eyJ") {
+		if strings.Contains(f.Error(), dwstest.Key) || strings.Contains(f.Error(), "eyJ") {
 			t.Errorf("the error holds a key or a token: %v", f)
 		}
 		return f
 	}
-}
-
-// answering returns a handler that always answers the same.
-func answering(status int, body string, header ...string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		for i := 0; i < len(header); i += 2 {
-			w.Header().Add(header[i], header[i+1])
-		}
-		w.WriteHeader(status)
-		io.WriteString(w, body)
-	}
-}
-
-// jwtReply is the API's answer with a token that holds these claims.
-func jwtReply(claims map[string]any) string {
-	reply, err := json.Marshal(map[string]string{"jwt": testJWT(claims)})
-	if err != nil {
-		panic(err)
-	}
-	return string(reply)
 }
 
 func TestMintRequestIsTheDocumentedOne(t *testing.T) {
@@ -137,7 +103,7 @@ func TestMintRequestIsTheDocumentedOne(t *testing.T) {
 	}
 	requests := make(chan request, 1)
 	exp := time.Now().Add(40 * time.Minute).Unix()
-	jwt := testJWT(map[string]any{"exp": exp})
+	jwt := dwstest.JWT(map[string]any{"exp": exp})
 	d := newDWSTest(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		requests <- request{r.Method, r.RequestURI, r.Host, string(body), r.Header, r.ContentLength, r.TransferEncoding}
@@ -148,7 +114,7 @@ func TestMintRequestIsTheDocumentedOne(t *testing.T) {
 	before := time.Now().Add(time.Hour).Unix()
 	minted, err := d.mint()
 	after := time.Now().Add(time.Hour).Unix()
-	if err != nil || minted.jwt != jwt || minted.exp != exp || !minted.hasExp || minted.status != 201 {
+	if err != nil || minted.JWT != jwt || minted.Exp != exp || !minted.HasExp || minted.StatusCode != 201 {
 		t.Fatalf("got %+v, %v", minted, err)
 	}
 
@@ -165,7 +131,7 @@ func TestMintRequestIsTheDocumentedOne(t *testing.T) {
 		// All there is: above all no Idempotency-Key, which would let
 		// net/http repeat the request by itself.
 		header: http.Header{
-			"Authorization":   {"Bearer " + testKey},
+			"Authorization":   {"Bearer " + dwstest.Key},
 			"Content-Type":    {"application/json"},
 			"Accept":          {"application/json"},
 			"Accept-Encoding": {"gzip"},
@@ -188,23 +154,23 @@ func TestGoodReplies(t *testing.T) {
 		exp    int64 // 0 for the one asked for
 		hasExp bool
 	}{
-		{"201", 201, jwtReply(map[string]any{"exp": soon}), soon, true},
-		{"200", 200, jwtReply(map[string]any{"exp": soon}), soon, true},
-		{"without exp", 201, jwtReply(map[string]any{"user_id": "ann"}), 0, false},
-		{"exp is null", 201, jwtReply(map[string]any{"exp": nil}), 0, false},
-		{"more than asked for", 201, jwtReply(map[string]any{"exp": late}), 0, true},
-		{"other members", 201, `{"x": {"jwt": 5}, "JWT": "a", "jwt": "` + testJWT(map[string]any{"exp": soon}) + `"}`, soon, true},
-		{"white space", 201, " \n" + jwtReply(map[string]any{"exp": soon}) + "\n", soon, true},
+		{"201", 201, dwstest.Reply(map[string]any{"exp": soon}), soon, true},
+		{"200", 200, dwstest.Reply(map[string]any{"exp": soon}), soon, true},
+		{"without exp", 201, dwstest.Reply(map[string]any{"user_id": "ann"}), 0, false},
+		{"exp is null", 201, dwstest.Reply(map[string]any{"exp": nil}), 0, false},
+		{"more than asked for", 201, dwstest.Reply(map[string]any{"exp": late}), 0, true},
+		{"other members", 201, `{"x": {"jwt": 5}, "JWT": "a", "jwt": "` + dwstest.JWT(map[string]any{"exp": soon}) + `"}`, soon, true},
+		{"white space", 201, " \n" + dwstest.Reply(map[string]any{"exp": soon}) + "\n", soon, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			before := time.Now().Add(time.Hour).Unix()
-			got, err := newDWSTest(t, answering(test.status, test.reply)).mint()
+			got, err := newDWSTest(t, dwstest.Answering(test.status, test.reply)).mint()
 			after := time.Now().Add(time.Hour).Unix()
-			if err != nil || got.hasExp != test.hasExp || strings.Count(got.jwt, ".") != 2 {
+			if err != nil || got.HasExp != test.hasExp || strings.Count(got.JWT, ".") != 2 {
 				t.Fatalf("got %+v, %v", got, err)
 			}
-			if test.exp != 0 && got.exp != test.exp || test.exp == 0 && (got.exp < before || got.exp > after) {
-				t.Errorf("exp is %d", got.exp)
+			if test.exp != 0 && got.Exp != test.exp || test.exp == 0 && (got.Exp < before || got.Exp > after) {
+				t.Errorf("exp is %d", got.Exp)
 			}
 		})
 	}
@@ -216,7 +182,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 		other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			visits.Add(1)
 			w.WriteHeader(http.StatusCreated)
-			io.WriteString(w, jwtReply(map[string]any{}))
+			io.WriteString(w, dwstest.Reply(map[string]any{}))
 		}))
 		t.Cleanup(other.Close)
 		var requests atomic.Int32
@@ -231,11 +197,11 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 			}
 			w.WriteHeader(status)
 		})
-		f := d.wantFailure(t, reasonUnavailable)
+		f := d.wantError(t, Unavailable)
 		if visits.Load() != 0 || requests.Load() != 1 {
 			t.Errorf("%d: followed %d times, asked %d times", status, visits.Load(), requests.Load())
 		}
-		if want := fmt.Sprintf("%s answered %d; redirects are not followed, so that the key stays with one host: check endpoint", d.endpoint.Host, status); f.Error() != want || f.unsent {
+		if want := fmt.Sprintf("%s answered %d; redirects are not followed, so that the key stays with one host: check endpoint", d.endpoint.Host, status); f.Error() != want || f.Unsent {
 			t.Errorf("got  %v\nwant %s", f, want)
 		}
 	}
@@ -247,57 +213,56 @@ func TestStatusesBecomeReasons(t *testing.T) {
 	for _, test := range []struct {
 		status     int
 		retryAfter string
-		reason     reason
-		toClient   int
+		reason     Reason
 		hint       string
 	}{
-		{401, "", reasonKeyRefused, 502, keyHint},
-		{403, "", reasonKeyRefused, 502, keyHint},
-		{403, "5", reasonKeyRefused, 502, keyHint},
-		{404, "", reasonRejected, 502, addressHint},
-		{400, "", reasonRejected, 502, ""},
-		{402, "", reasonRejected, 502, ""},
-		{405, "", reasonRejected, 502, ""},
-		{409, "", reasonRejected, 502, ""},
-		{413, "", reasonRejected, 502, ""},
-		{415, "", reasonRejected, 502, ""},
-		{422, "", reasonRejected, 502, ""},
-		{422, "5", reasonRejected, 502, ""},
-		{408, "", reasonUnavailable, 502, ""},
-		{429, "", reasonThrottled, 503, ""},
-		{429, "7", reasonThrottled, 503, ""},
-		{429, "soon", reasonThrottled, 503, ""},
-		{500, "", reasonUnavailable, 502, ""},
-		{500, "5", reasonUnavailable, 502, ""},
-		{501, "", reasonUnavailable, 502, ""},
-		{502, "", reasonUnavailable, 502, ""},
-		{503, "", reasonUnavailable, 502, ""},
-		{503, "7", reasonThrottled, 503, ""},
-		{503, "soon", reasonThrottled, 503, ""},
-		{504, "", reasonUnavailable, 502, ""},
-		{599, "", reasonUnavailable, 502, ""},
+		{401, "", KeyRefused, keyHint},
+		{403, "", KeyRefused, keyHint},
+		{403, "5", KeyRefused, keyHint},
+		{404, "", Refused, addressHint},
+		{400, "", Refused, ""},
+		{402, "", Refused, ""},
+		{405, "", Refused, ""},
+		{409, "", Refused, ""},
+		{413, "", Refused, ""},
+		{415, "", Refused, ""},
+		{422, "", Refused, ""},
+		{422, "5", Refused, ""},
+		{408, "", Unavailable, ""},
+		{429, "", Throttled, ""},
+		{429, "7", Throttled, ""},
+		{429, "soon", Throttled, ""},
+		{500, "", Unavailable, ""},
+		{500, "5", Unavailable, ""},
+		{501, "", Unavailable, ""},
+		{502, "", Unavailable, ""},
+		{503, "", Unavailable, ""},
+		{503, "7", Throttled, ""},
+		{503, "soon", Throttled, ""},
+		{504, "", Unavailable, ""},
+		{599, "", Unavailable, ""},
 	} {
 		t.Run(fmt.Sprint(test.status, test.retryAfter), func(t *testing.T) {
 			var header []string
 			if test.retryAfter != "" {
 				header = []string{"Retry-After", test.retryAfter}
 			}
-			d := newDWSTest(t, answering(test.status, "<html>no JSON eyJ "+testKey+"</html>", header...))
+			d := newDWSTest(t, dwstest.Answering(test.status, "<html>no JSON eyJ "+dwstest.Key+"</html>", header...))
 			before := time.Now()
-			f := d.wantFailure(t, test.reason)
+			f := d.wantError(t, test.reason)
 			after := time.Now()
-			if f.status() != test.toClient || f.unsent {
-				t.Errorf("the client gets %d, and unsent is %v", f.status(), f.unsent)
+			if f.Unsent || f.StatusCode != test.status {
+				t.Errorf("status code %d, and unsent is %v", f.StatusCode, f.Unsent)
 			}
 			if want := fmt.Sprintf("%s answered %d%s", d.endpoint.Host, test.status, test.hint); f.Error() != want {
 				t.Errorf("got  %v\nwant %s", f, want)
 			}
-			if test.reason == reasonThrottled && test.retryAfter == "7" {
-				if at := f.retryAt.Wall(); at.Before(before.Add(7*time.Second)) || at.After(after.Add(7*time.Second)) {
-					t.Errorf("retryAt is in %v", f.retryAt.Wall().Sub(before))
+			if test.reason == Throttled && test.retryAfter == "7" {
+				if at := f.RetryAt.Wall(); at.Before(before.Add(7*time.Second)) || at.After(after.Add(7*time.Second)) {
+					t.Errorf("retryAt is in %v", f.RetryAt.Wall().Sub(before))
 				}
-			} else if !f.retryAt.IsZero() {
-				t.Errorf("retryAt is in %v", f.retryAt.Wall().Sub(before))
+			} else if !f.RetryAt.IsZero() {
+				t.Errorf("retryAt is in %v", f.RetryAt.Wall().Sub(before))
 			}
 		})
 	}
@@ -306,12 +271,12 @@ func TestStatusesBecomeReasons(t *testing.T) {
 // A success that is none: whatever it is, the client gets 502, and no token.
 func TestOtherSuccessesAreFailures(t *testing.T) {
 	for _, status := range []int{202, 203, 204, 205, 206, 226, 299, 304} {
-		body := jwtReply(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
+		body := dwstest.Reply(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
 		if status == 204 || status == 304 {
 			body = ""
 		}
-		got, err := newDWSTest(t, answering(status, body)).mint()
-		if f, ok := errors.AsType[*failure](err); !ok || f.status() != 502 || got.jwt != "" || strings.Contains(f.Error(), "eyJ") {
+		got, err := newDWSTest(t, dwstest.Answering(status, body)).mint()
+		if f, ok := errors.AsType[*Error](err); !ok || got.JWT != "" || strings.Contains(f.Error(), "eyJ") {
 			t.Errorf("%d: got %+v, %v", status, got, err)
 		}
 	}
@@ -367,7 +332,7 @@ func TestRetryAfter(t *testing.T) {
 func TestRepliesWithoutAUsableToken(t *testing.T) {
 	const noObject = "answered 201, but not with a JSON object; check that endpoint is the session endpoint of the DWS Viewer API"
 	const noJWT = "answered 201, but without a jwt; check that endpoint is the session endpoint of the DWS Viewer API"
-	jwt := testJWT(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
+	jwt := dwstest.JWT(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
 	for _, test := range []struct{ name, reply, want string }{
 		{"nothing", "", noObject},
 		{"page", "<html>" + jwt + "</html>", noObject},
@@ -389,15 +354,15 @@ func TestRepliesWithoutAUsableToken(t *testing.T) {
 		{"jwt is an array", `{"jwt": ["` + jwt + `"]}`, noJWT},
 		{"not three parts", `{"jwt": "a.b"}`, "answered 201, but the token has 2 parts; a JWT has 3"},
 		{"line break", `{"jwt": "` + jwt + `\r\nX-Admin: 1"}`, "answered 201, but the token has an empty part or bytes that no JWT has"},
-		{"expired", jwtReply(map[string]any{"exp": 5}), "answered 201, but the token has expired already, "},
-		{"exp is a string", jwtReply(map[string]any{"exp": "5"}), "answered 201, but the token's exp is not a number"},
-		{"another document's", jwtReply(map[string]any{"document_id": "doc2"}), "answered 201, but the token is for another document than the one asked for"},
-		{"another user's", jwtReply(map[string]any{"user_id": "bob"}), "answered 201, but the token is for another user than the one asked for"},
+		{"expired", dwstest.Reply(map[string]any{"exp": 5}), "answered 201, but the token has expired already, "},
+		{"exp is a string", dwstest.Reply(map[string]any{"exp": "5"}), "answered 201, but the token's exp is not a number"},
+		{"another document's", dwstest.Reply(map[string]any{"document_id": "doc2"}), "answered 201, but the token is for another document than the one asked for"},
+		{"another user's", dwstest.Reply(map[string]any{"user_id": "bob"}), "answered 201, but the token is for another user than the one asked for"},
 		{"too large a token", `{"jwt": "` + jwt + strings.Repeat("a", 8192) + `"}`, "more than the 8192 that are accepted"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			f := newDWSTest(t, answering(201, test.reply)).wantFailure(t, reasonInvalidReply)
-			if !strings.Contains(f.Error(), test.want) || f.status() != 502 || f.unsent {
+			f := newDWSTest(t, dwstest.Answering(201, test.reply)).wantError(t, InvalidReply)
+			if !strings.Contains(f.Error(), test.want) || f.Unsent {
 				t.Errorf("got  %v\nwant %s", f, test.want)
 			}
 		})
@@ -406,7 +371,7 @@ func TestRepliesWithoutAUsableToken(t *testing.T) {
 
 // paddedReply returns a good reply of exactly so many bytes.
 func paddedReply(size int) string {
-	reply := jwtReply(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
+	reply := dwstest.Reply(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
 	const member = `,"x":""}`
 	return strings.TrimSuffix(reply, "}") + `,"x":"` + strings.Repeat("x", size-len(reply)+1-len(member)) + `"}`
 }
@@ -415,10 +380,10 @@ func TestReplySizeIsBounded(t *testing.T) {
 	if got := len(paddedReply(65536)); got != 65536 {
 		t.Fatalf("the padded reply has %d bytes", got)
 	}
-	if _, err := newDWSTest(t, answering(201, paddedReply(65536))).mint(); err != nil {
+	if _, err := newDWSTest(t, dwstest.Answering(201, paddedReply(65536))).mint(); err != nil {
 		t.Errorf("64 KiB: %v", err)
 	}
-	f := newDWSTest(t, answering(201, paddedReply(65537))).wantFailure(t, reasonInvalidReply)
+	f := newDWSTest(t, dwstest.Answering(201, paddedReply(65537))).wantError(t, InvalidReply)
 	if !strings.Contains(f.Error(), "answered 201, but with more than 65536 bytes") {
 		t.Errorf("got %v", f)
 	}
@@ -433,8 +398,8 @@ func TestReplySizeIsBounded(t *testing.T) {
 			}
 		}
 	}
-	newDWSTest(t, endless(201)).wantFailure(t, reasonInvalidReply)
-	newDWSTest(t, endless(500)).wantFailure(t, reasonUnavailable)
+	newDWSTest(t, endless(201)).wantError(t, InvalidReply)
+	newDWSTest(t, endless(500)).wantError(t, Unavailable)
 }
 
 func zipped(text string) string {
@@ -446,28 +411,28 @@ func zipped(text string) string {
 }
 
 func TestZippedReplies(t *testing.T) {
-	good := zipped(jwtReply(map[string]any{"exp": time.Now().Add(time.Hour).Unix()}))
-	if _, err := newDWSTest(t, answering(201, good, "Content-Encoding", "gzip")).mint(); err != nil {
+	good := zipped(dwstest.Reply(map[string]any{"exp": time.Now().Add(time.Hour).Unix()}))
+	if _, err := newDWSTest(t, dwstest.Answering(201, good, "Content-Encoding", "gzip")).mint(); err != nil {
 		t.Error(err)
 	}
 	bomb := zipped(`{"x":"` + strings.Repeat("x", 10<<20) + `"}`)
 	if len(bomb) > maxReplyBytes {
 		t.Fatalf("the bomb has %d bytes", len(bomb))
 	}
-	newDWSTest(t, answering(201, bomb, "Content-Encoding", "gzip")).wantFailure(t, reasonInvalidReply)
-	got, err := newDWSTest(t, answering(201, "no gzip", "Content-Encoding", "gzip")).mint()
-	if f, ok := errors.AsType[*failure](err); !ok || f.status() != 502 || f.unsent {
+	newDWSTest(t, dwstest.Answering(201, bomb, "Content-Encoding", "gzip")).wantError(t, InvalidReply)
+	got, err := newDWSTest(t, dwstest.Answering(201, "no gzip", "Content-Encoding", "gzip")).mint()
+	if f, ok := errors.AsType[*Error](err); !ok || f.Unsent {
 		t.Errorf("broken gzip: got %+v, %v", got, err)
 	}
 }
 
 func TestReplyHeadersAreBounded(t *testing.T) {
-	d := newDWSTest(t, answering(201, jwtReply(map[string]any{}), "X-Large", strings.Repeat("x", 100<<10)))
-	d.wantFailure(t, reasonUnavailable)
+	d := newDWSTest(t, dwstest.Answering(201, dwstest.Reply(map[string]any{}), "X-Large", strings.Repeat("x", 100<<10)))
+	d.wantError(t, Unavailable)
 }
 
 func TestErrorsQuoteTheAPIsDetails(t *testing.T) {
-	jwt := testJWT(map[string]any{"exp": 1})
+	jwt := dwstest.JWT(map[string]any{"exp": 1})
 	encode := base64.RawURLEncoding.EncodeToString
 	loose := encode([]byte(`{ "alg": "HS256" }`)) + "." + encode([]byte(`{ "exp": 1793769299 }`)) + "." + encode([]byte("signature"))
 	broken := encode([]byte("{\n\t\"alg\": \"HS256\"\n}")) + "." + encode([]byte("{\n\t\"exp\": 1793769299\n}")) + "." + encode([]byte("signature"))
@@ -479,24 +444,24 @@ func TestErrorsQuoteTheAPIsDetails(t *testing.T) {
 		{"other shapes", `{"details": {"a": 1}, "errorMessage": 5, "requestId": null}`, ""},
 		{"no JSON", "details: x", ""},
 		{"nothing", "", ""},
-		{"the key", `{"details": "bad key ` + testKey + `!"}`, " (bad key REDACTED!)"},
-		{"the header", `{"details": "Authorization: Bearer ` + testKey + `"}`, " (Authorization: Bearer REDACTED)"},
+		{"the key", `{"details": "bad key ` + dwstest.Key + `!"}`, " (bad key REDACTED!)"},
+		{"the header", `{"details": "Authorization: Bearer ` + dwstest.Key + `"}`, " (Authorization: Bearer REDACTED)"},
 		{"another key", `{"details": "bad key pdf_live_another, use pdf_test_one"}`, " (bad key REDACTED, use REDACTED)"},
 		{"a token", `{"errorMessage": "expired: ` + jwt + `"}`, " (expired: REDACTED)"},
 		{"a token whose header has a blank", `{"details": "expired: ` + loose + `"}`, " (expired: REDACTED)"},
 		{"a token whose header has a line break", `{"details": "expired: ` + broken + `"}`, " (expired: REDACTED)"},
-		{"a key as requestId", `{"requestId": "` + testKey + `"}`, " (requestId REDACTED)"},
+		{"a key as requestId", `{"requestId": "` + dwstest.Key + `"}`, " (requestId REDACTED)"},
 		{"a token as requestId", `{"requestId": "` + jwt + `"}`, " (requestId REDACTED)"},
 		{"line breaks", `{"details": "a\r\nlevel=error msg=b\u0000\u001b[31m\u0085"}`, " (a  level=error msg=b  [31m )"},
 		{"long", `{"details": "` + long + `"}`, " (" + long[:300] + "…)"},
 		{"long requestId", `{"requestId": "` + strings.Repeat("x", 400) + `"}`, " (requestId " + strings.Repeat("x", 300) + "…)"},
 		{"300 bytes", `{"details": "` + strings.Repeat("x", 300) + `"}`, " (" + strings.Repeat("x", 300) + ")"},
 		{"cut inside a rune", `{"details": "x` + strings.Repeat("é", 200) + `"}`, " (x" + strings.Repeat("é", 149) + "…)"},
-		{"a key where it is cut", `{"details": "` + strings.Repeat("x", 293) + " " + testKey + `"}`, " (" + strings.Repeat("x", 293) + " REDACT…)"},
+		{"a key where it is cut", `{"details": "` + strings.Repeat("x", 293) + " " + dwstest.Key + `"}`, " (" + strings.Repeat("x", 293) + " REDACT…)"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			d := newDWSTest(t, answering(400, test.reply))
-			f := d.wantFailure(t, reasonRejected)
+			d := newDWSTest(t, dwstest.Answering(400, test.reply))
+			f := d.wantError(t, Refused)
 			if want := d.endpoint.Host + " answered 400" + test.want; f.Error() != want {
 				t.Errorf("got  %v\nwant %s", f, want)
 			}
@@ -509,9 +474,9 @@ func TestErrorsQuoteTheAPIsDetails(t *testing.T) {
 
 // A key need not begin like those that are known today.
 func TestDetailsHideAnyKey(t *testing.T) {
-	d := newDWSTest(t, answering(403, `{"details": "refused: other+secret/1"}`))
-	_, err := mintToken(mintContext(), d.request("other+secret/1"))
-	if f := asFailure(err); f.reason != reasonKeyRefused || strings.Contains(f.Error(), "secret") || !strings.Contains(f.Error(), "(refused: REDACTED)") {
+	d := newDWSTest(t, dwstest.Answering(403, `{"details": "refused: other+secret/1"}`))
+	_, err := d.call("other+secret/1").Send(callContext())
+	if f, _ := errors.AsType[*Error](err); f == nil || f.Reason != KeyRefused || strings.Contains(f.Error(), "secret") || !strings.Contains(f.Error(), "(refused: REDACTED)") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -553,19 +518,19 @@ func rawServer(t *testing.T, answer func(conn net.Conn)) string {
 // A server that echoes what it got must not bring the key into an error by way
 // of net/http, which quotes malformed answers.
 func TestMalformedAnswersAreNotQuotedWithTheKey(t *testing.T) {
-	jwt := testJWT(map[string]any{"exp": 1})
+	jwt := dwstest.JWT(map[string]any{"exp": 1})
 	for _, answer := range []string{
-		testKey + "\r\n\r\n",
-		"Authorization: Bearer " + testKey + "\r\n\r\n",
+		dwstest.Key + "\r\n\r\n",
+		"Authorization: Bearer " + dwstest.Key + "\r\n\r\n",
 		jwt + "\r\n\r\n",
-		"HTTP/1.1 " + testKey + " OK\r\n\r\n",
-		"HTTP/1.1 200 OK\r\nAuthorization Bearer " + testKey + "\r\n\r\n",
-		"HTTP/1.1 200 OK\r\nContent-Length: " + testKey + "\r\n\r\n",
-		"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + testKey + "\r\n\r\n",
+		"HTTP/1.1 " + dwstest.Key + " OK\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nAuthorization Bearer " + dwstest.Key + "\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: " + dwstest.Key + "\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + dwstest.Key + "\r\n\r\n",
 	} {
 		t.Run(answer, func(t *testing.T) {
 			d := dwsTestAt(t, rawServer(t, func(conn net.Conn) { io.WriteString(conn, answer) }))
-			if f := d.wantFailure(t, reasonUnavailable); f.unsent {
+			if f := d.wantError(t, Unavailable); f.Unsent {
 				t.Errorf("unsent, although the server answered: %v", f)
 			}
 		})
@@ -578,9 +543,9 @@ func TestNobodyListens(t *testing.T) {
 		t.Fatal(err)
 	}
 	listener.Close()
-	f := dwsTestAt(t, "http://"+listener.Addr().String()+"/").wantFailure(t, reasonUnavailable)
-	if !f.unsent || f.status() != 502 || !strings.Contains(f.Error(), listener.Addr().String()+" cannot be reached: ") {
-		t.Errorf("got %v, unsent %v", f, f.unsent)
+	f := dwsTestAt(t, "http://"+listener.Addr().String()+"/").wantError(t, Unavailable)
+	if !f.Unsent || !strings.Contains(f.Error(), listener.Addr().String()+" cannot be reached: ") {
+		t.Errorf("got %v, unsent %v", f, f.Unsent)
 	}
 }
 
@@ -590,7 +555,7 @@ func TestUntrustedCertificate(t *testing.T) {
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	f := dwsTestAt(t, server.URL).wantFailure(t, reasonUnavailable)
+	f := dwsTestAt(t, server.URL).wantError(t, Unavailable)
 	if requests.Load() != 0 || !strings.Contains(f.Error(), "certificate") {
 		t.Errorf("got %v, and %d requests", f, requests.Load())
 	}
@@ -603,7 +568,7 @@ func TestBrokenConnectionIsNotUnsentAndNotRepeated(t *testing.T) {
 		io.Copy(io.Discard, r.Body)
 		if requests.Add(1) == 1 {
 			w.WriteHeader(http.StatusCreated)
-			io.WriteString(w, jwtReply(map[string]any{}))
+			io.WriteString(w, dwstest.Reply(map[string]any{}))
 			return
 		}
 		conn, _, err := http.NewResponseController(w).Hijack()
@@ -616,9 +581,9 @@ func TestBrokenConnectionIsNotUnsentAndNotRepeated(t *testing.T) {
 	if _, err := d.mint(); err != nil { // leaves an idle connection
 		t.Fatal(err)
 	}
-	f := d.wantFailure(t, reasonUnavailable)
-	if f.unsent || requests.Load() != 2 {
-		t.Errorf("unsent is %v after %d requests", f.unsent, requests.Load())
+	f := d.wantError(t, Unavailable)
+	if f.Unsent || requests.Load() != 2 {
+		t.Errorf("unsent is %v after %d requests", f.Unsent, requests.Load())
 	}
 	// Broken off in the middle of the answer.
 	half := newDWSTest(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -626,7 +591,7 @@ func TestBrokenConnectionIsNotUnsentAndNotRepeated(t *testing.T) {
 		w.WriteHeader(http.StatusCreated)
 		io.WriteString(w, `{"jwt":"`)
 	})
-	if f := half.wantFailure(t, reasonUnavailable); f.unsent {
+	if f := half.wantError(t, Unavailable); f.Unsent {
 		t.Errorf("unsent: %v", f)
 	}
 }
@@ -649,12 +614,12 @@ func TestMintTimesOut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := newDWSTest(t, handler)
 			start := time.Now()
-			f := wantDWSFailure(t, reasonTimeout)(d.mintWithin(patience))
+			f := wantDWSError(t, Timeout)(d.mintWithin(patience))
 			if took := time.Since(start); took < patience {
 				t.Errorf("gave up after %v", took)
 			}
-			if f.unsent || f.status() != 504 || !strings.HasPrefix(f.Error(), d.endpoint.Host+" did not answer in time: ") {
-				t.Errorf("got %v, unsent %v", f, f.unsent)
+			if f.Unsent || !strings.HasPrefix(f.Error(), d.endpoint.Host+" did not answer in time: ") {
+				t.Errorf("got %v, unsent %v", f, f.Unsent)
 			}
 		})
 	}
@@ -668,15 +633,15 @@ func TestErrorAnswerThatHangs(t *testing.T) {
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	})
-	wantDWSFailure(t, reasonKeyRefused)(d.mintWithin(50 * time.Millisecond))
+	wantDWSError(t, KeyRefused)(d.mintWithin(50 * time.Millisecond))
 }
 
 func TestMintThatIsCancelledBeforehand(t *testing.T) {
 	var requests atomic.Int32
 	d := newDWSTest(t, func(http.ResponseWriter, *http.Request) { requests.Add(1) })
-	ctx, cancel := context.WithCancel(mintContext())
+	ctx, cancel := context.WithCancel(callContext())
 	cancel()
-	wantDWSFailure(t, reasonTimeout)(mintToken(ctx, d.request(testKey)))
+	wantDWSError(t, Timeout)(d.call(dwstest.Key).Send(ctx))
 	if requests.Load() != 0 {
 		t.Error("the request was sent")
 	}
@@ -691,7 +656,7 @@ func TestSwitchedProtocolDoesNotHang(t *testing.T) {
 		<-release
 	}))
 	type outcome struct {
-		reply mintReply
+		reply Reply
 		err   error
 	}
 	ended := make(chan outcome, 1)
@@ -702,7 +667,7 @@ func TestSwitchedProtocolDoesNotHang(t *testing.T) {
 	select {
 	case got := <-ended:
 		close(release)
-		if f, ok := errors.AsType[*failure](got.err); !ok || f.unsent || f.status() < 500 {
+		if f, ok := errors.AsType[*Error](got.err); !ok || f.Unsent {
 			t.Errorf("got %+v, %v", got.reply, got.err)
 		}
 	case <-time.After(3 * time.Second):
@@ -716,7 +681,7 @@ func TestEarlyHintsAreSkipped(t *testing.T) {
 	d := newDWSTest(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusEarlyHints)
 		w.WriteHeader(http.StatusCreated)
-		io.WriteString(w, jwtReply(map[string]any{}))
+		io.WriteString(w, dwstest.Reply(map[string]any{}))
 	})
 	if _, err := d.mint(); err != nil {
 		t.Error(err)
@@ -725,7 +690,7 @@ func TestEarlyHintsAreSkipped(t *testing.T) {
 
 func TestConnectionsAreUsedAgain(t *testing.T) {
 	var connections atomic.Int32
-	server := httptest.NewUnstartedServer(answering(201, jwtReply(map[string]any{})))
+	server := httptest.NewUnstartedServer(dwstest.Answering(201, dwstest.Reply(map[string]any{})))
 	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
 			connections.Add(1)

@@ -1,4 +1,4 @@
-package viewersession
+package dws
 
 import (
 	"encoding/json"
@@ -13,21 +13,21 @@ import (
 // under which a token may state them. The first is the documented one.
 var permissionMembers = [...]string{"document_permissions", "permissions"}
 
-// knownPermissions are those that the API documents. Others are passed on with
+// KnownPermissions are those that the API documents. Others are passed on with
 // a warning, since it may learn more; what looks like a slip is refused.
-var knownPermissions = []string{"read", "write", "download"}
+var KnownPermissions = []string{"read", "write", "download"}
 
-// grant is what a token says that it permits.
-type grant struct {
-	permissions []string // sorted, without repeats; empty if the token does not say
-	statedAs    []string // the members that say so
+// Grant is what a token says that it permits.
+type Grant struct {
+	Permissions []string // sorted, without repeats; empty if the token does not say
+	StatedAs    []string // the members that say so
 	names       []string // as they are written
 }
 
 // readGrant reads the permissions that a token states, in any of the objects
 // and under either name. All that is stated counts.
-func readGrant(objects []map[string]json.RawMessage) (grant, error) {
-	var g grant
+func readGrant(objects []map[string]json.RawMessage) (Grant, error) {
+	var g Grant
 	for _, name := range permissionMembers {
 		for _, object := range objects {
 			raw := object[name]
@@ -36,20 +36,20 @@ func readGrant(objects []map[string]json.RawMessage) (grant, error) {
 			}
 			var names []*string
 			if json.Unmarshal(raw, &names) != nil || slices.Contains(names, nil) {
-				return grant{}, fmt.Errorf("the token's %s is not a list of names", name)
+				return Grant{}, fmt.Errorf("the token's %s is not a list of names", name)
 			}
 			for _, stated := range names {
 				for _, permission := range strings.FieldsFunc(*stated, separatesPermissions) {
-					g.permissions = append(g.permissions, normalPermission(permission))
-					g.statedAs = append(g.statedAs, name)
+					g.Permissions = append(g.Permissions, normalPermission(permission))
+					g.StatedAs = append(g.StatedAs, name)
 					g.names = append(g.names, permission)
 				}
 			}
 		}
 	}
-	slices.Sort(g.permissions)
-	g.permissions = slices.Compact(g.permissions)
-	g.statedAs = slices.Compact(g.statedAs)
+	slices.Sort(g.Permissions)
+	g.Permissions = slices.Compact(g.Permissions)
+	g.StatedAs = slices.Compact(g.StatedAs)
 	return g, nil
 }
 
@@ -79,11 +79,11 @@ type overGrantError struct{ text string }
 func (e *overGrantError) Error() string { return e.text }
 
 // check returns an *overGrantError if the token permits what was not asked for.
-func (g grant) check(asked []string) error {
+func (g Grant) check(asked []string) error {
 	asked = normalPermissions(asked)
 	var extra []string
 	for _, permission := range []string{"write", "download"} {
-		if slices.Contains(g.permissions, permission) && !slices.Contains(asked, permission) {
+		if slices.Contains(g.Permissions, permission) && !slices.Contains(asked, permission) {
 			extra = append(extra, permission)
 		}
 	}
@@ -98,8 +98,8 @@ func (g grant) check(asked []string) error {
 // checkFallback is check for a token that was asked for in the documented way
 // only. An API that does not read that name grants everything, so silence is
 // not taken for consent there.
-func (g grant) checkFallback(asked []string) error {
-	if len(g.permissions) > 0 || asksAll(asked) {
+func (g Grant) checkFallback(asked []string) error {
+	if len(g.Permissions) > 0 || asksAll(asked) {
 		return nil
 	}
 	return &overGrantError{"the token does not state its permissions, and the API refuses a request that names them as permissions, so the token may permit everything and is not used; " +
@@ -109,29 +109,24 @@ func (g grant) checkFallback(asked []string) error {
 // asksAll reports whether nothing is left that could be granted beside.
 func asksAll(asked []string) bool {
 	asked = normalPermissions(asked)
-	return !slices.ContainsFunc(knownPermissions, func(known string) bool { return !slices.Contains(asked, known) })
+	return !slices.ContainsFunc(KnownPermissions, func(known string) bool { return !slices.Contains(asked, known) })
 }
 
-// documented reports whether all these permissions are in the API's documentation.
-func documented(permissions []string) bool {
-	return !slices.ContainsFunc(permissions, func(name string) bool { return !slices.Contains(knownPermissions, name) })
-}
-
-// doubts returns what to warn of in a token that is used: what it lacks of what
+// Doubts returns what to warn of in a token that is used: what it lacks of what
 // was asked for, or why it cannot be told what it permits.
-func (g grant) doubts(asked []string) (missing []string, unverified error) {
+func (g Grant) Doubts(asked []string) (missing []string, unverified error) {
 	asked = normalPermissions(asked)
-	if len(g.permissions) == 0 {
+	if len(g.Permissions) == 0 {
 		return nil, errors.New("the token does not state its permissions")
 	}
 	for _, permission := range asked {
-		if !slices.Contains(g.permissions, permission) {
+		if !slices.Contains(g.Permissions, permission) {
 			missing = append(missing, permission)
 		}
 	}
 	var unknown []string
 	for _, name := range g.names {
-		if normal := normalPermission(name); !slices.Contains(asked, normal) && !slices.Contains(knownPermissions, normal) {
+		if normal := normalPermission(name); !slices.Contains(asked, normal) && !slices.Contains(KnownPermissions, normal) {
 			unknown = append(unknown, name) // as it is written, so that secrets in it can be told
 		}
 	}

@@ -1,4 +1,4 @@
-package viewersession
+package claims
 
 import (
 	"encoding/json"
@@ -7,7 +7,10 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
+
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
 )
 
 // maxExactInteger is the largest integer that Caddy passes on unchanged: it
@@ -43,9 +46,9 @@ func checkText(s string) error {
 	return nil
 }
 
-// checkNumbers refuses numbers that Caddy would write in another way than they
+// CheckNumbers refuses numbers that Caddy would write in another way than they
 // are written here, such as 1.10 and 1e3.
-func checkNumbers(value any) error {
+func CheckNumbers(value any) error {
 	return eachScalar(value, func(scalar any) error {
 		number, ok := scalar.(json.Number)
 		if !ok {
@@ -97,4 +100,52 @@ func eachScalar(value any, check func(any) error) error {
 		return check(v)
 	}
 	return nil
+}
+
+// reservedClaims are set through options of their own, or by the handler.
+var reservedClaims = map[string]string{
+	"exp":                  "it is set by ttl",
+	"user_id":              "it is set by user_id",
+	"allowed_documents":    "it is made from the route",
+	"document_id":          "it is made from the route",
+	"document_permissions": "it is set by permissions",
+	"permissions":          "it is set by permissions",
+}
+
+// Check refuses names that are not for claims, and values that would not
+// be sent as they are written.
+func Check(name string, raw json.RawMessage) error {
+	if name == "" {
+		return errors.New("claim: the name is empty")
+	}
+	for reserved, why := range reservedClaims {
+		if strings.EqualFold(bareName(name), reserved) {
+			return fmt.Errorf("claim %q is reserved: %s", name, why)
+		}
+	}
+	value, err := dws.DecodeJSON(raw)
+	if err == nil {
+		err = checkText(name)
+	}
+	if err == nil {
+		err = checkValue(value)
+	}
+	if err != nil {
+		return fmt.Errorf("claim %q: %w", name, err)
+	}
+	return nil
+}
+
+// bareName is the name without what an API might overlook.
+func bareName(name string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '-':
+			return '_'
+		case r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r):
+			return r
+		default:
+			return -1
+		}
+	}, name)
 }

@@ -1,4 +1,4 @@
-package viewersession
+package mint
 
 import (
 	"errors"
@@ -32,8 +32,9 @@ type connections struct {
 	dropped time.Duration // when it was done last; 0 for never
 }
 
-// newConnections prepares a transport for mints that have this much time.
-func newConnections(transport http.RoundTripper, timeout time.Duration) *connections {
+// NewTransport returns a transport for mints that take at most timeout. A
+// connection that has failed is not used again.
+func NewTransport(transport http.RoundTripper, timeout time.Duration) http.RoundTripper {
 	c := &connections{RoundTripper: transport, closeIdle: func() {}}
 	if t, ok := transport.(*reverseproxy.HTTPTransport); ok {
 		c.closeIdle = t.Transport.CloseIdleConnections

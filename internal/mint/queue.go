@@ -1,4 +1,4 @@
-package viewersession
+package mint
 
 import (
 	"container/list"

@@ -1,9 +1,8 @@
-package viewersession
+package mint
 
 import (
-	"context"
-	"encoding/json"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,17 +13,15 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
-
-	"github.com/caddyserver/caddy/v2"
-
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 	"github.com/viewersession/caddy-viewer-session/internal/relaytest"
 )
 
-// relayed is a pool whose API is a real server behind a relay.
+// relayed is a minter whose API is a real server behind a relay.
 type relayed struct {
-	*pool
+	*Minter
 	*relaytest.Relay
 	requests atomic.Int32
 	server   *httptest.Server
@@ -35,7 +32,7 @@ const relayedTimeout = 1000 * time.Millisecond
 func newRelayed(t *testing.T, http2 bool, answer http.HandlerFunc) *relayed {
 	t.Helper()
 	if answer == nil {
-		answer = answering(201, jwtReply(map[string]any{"permissions": []string{"read"}}))
+		answer = answerWithToken
 	}
 	r := new(relayed)
 	r.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -48,41 +45,26 @@ func newRelayed(t *testing.T, http2 bool, answer http.HandlerFunc) *relayed {
 		}
 		answer(w, req)
 	}))
-	h := Handler{InsecureEndpoint: true, TransportRaw: json.RawMessage(`{"protocol":"http","tls":{"insecure_skip_verify":true},"versions":["1.1"]}`)}
+	settings := []string{`"tls":{"insecure_skip_verify":true}`, `"keep_alive":{"max_idle_conns_per_host":256}`}
 	if http2 {
-		h.TransportRaw = json.RawMessage(`{"protocol":"http","tls":{"insecure_skip_verify":true}}`)
 		r.server.EnableHTTP2 = true
+	} else {
+		settings = append(settings, `"versions":["1.1"]`)
 	}
 	r.server.StartTLS()
 	t.Cleanup(r.server.Close)
 	r.Relay = relaytest.New(t, r.server.Listener.Addr().String())
-	config, err := h.transportJSON("https")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	t.Cleanup(cancel)
-	mod, err := ctx.LoadModuleByID(transportModule, json.RawMessage(config))
-	if err != nil {
-		t.Fatal(err)
-	}
-	settings := testSettings(t)
-	settings.timeout = relayedTimeout
-	tenant := newTenant(newConnections(mod.(http.RoundTripper), settings.timeout), nil, zap.NewNop(), testKey)
-	if r.pool, err = joinPool(settings, &url.URL{Scheme: "https", Host: r.Address, Path: "/viewer/sessions"}, tenant, clock.Now); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.leave(tenant); err != nil {
-			t.Error(err)
-		}
+	r.Minter = New(Config{
+		Endpoint: &url.URL{Scheme: "https", Host: r.Address, Path: "/viewer/sessions"}, Timeout: relayedTimeout, Rate: math.Inf(1),
+		Source: &fakeSource{transport: NewTransport(dwstest.Transport(t, settings...), relayedTimeout), key: NewKey(dwstest.Key)},
+		Now:    clock.Now, Observe: unobserved,
 	})
 	return r
 }
 
-func (r *relayed) mintOne(document string) *failure {
-	_, _, f := r.get(context.Background(), testAsk(document))
-	return f
+func (r *relayed) mintOne(document string) error {
+	_, err := mintOne(r.Minter, document)
+	return err
 }
 
 // mintAtOnce mints for so many documents at the same time.
@@ -104,7 +86,7 @@ func (r *relayed) mintAtOnce(t *testing.T, name string, documents int) (failed i
 // slowly answers after so long that mints at the same time need a connection each.
 func slowly(w http.ResponseWriter, _ *http.Request) {
 	<-time.After(30 * time.Millisecond) // the API's work
-	answering(201, jwtReply(map[string]any{"permissions": []string{"read"}}))(w, nil)
+	answerWithToken(w, nil)
 }
 
 // One HTTP/2 connection carries all mints. When it silently carries nothing any
@@ -143,7 +125,7 @@ func TestSilentHTTP1Connections(t *testing.T) {
 	}
 	start := time.Now()
 	f := r.mintOne("doc")
-	if f == nil || f.reason != reasonTimeout {
+	if reasonOf(f) != dws.Timeout {
 		t.Fatalf("got %v, want a time-out: it may have been minted", f)
 	}
 	for i := range 10 {
@@ -176,7 +158,7 @@ func TestResetConnections(t *testing.T) {
 func TestResetOfANewConnectionIsNotRepeated(t *testing.T) {
 	var r *relayed
 	r = newRelayed(t, false, func(http.ResponseWriter, *http.Request) { r.Reset() })
-	if f := r.mintOne("doc"); f == nil || f.reason != reasonUnavailable {
+	if f := r.mintOne("doc"); reasonOf(f) != dws.Unavailable {
 		t.Errorf("got %v", f)
 	}
 	if got := r.requests.Load(); got != 1 {
@@ -203,7 +185,7 @@ func TestAnswerThatEndsNeverIsNotAskedForAgain(t *testing.T) {
 				t.Fatal(f)
 			}
 			broken.Store(true)
-			if f := r.mintOne("doc2"); f == nil || f.reason != reasonTimeout {
+			if f := r.mintOne("doc2"); reasonOf(f) != dws.Timeout {
 				t.Errorf("got %v", f)
 			}
 			if got := r.requests.Load(); got != 2 {
@@ -247,8 +229,8 @@ func TestGoAway(t *testing.T) {
 
 func TestIdleConnectionsAreDroppedOnceASecond(t *testing.T) {
 	var dropped int
-	c := newConnections(roundTripper(func(*http.Request) (*http.Response, error) { return nil, net.ErrClosed }), time.Second)
-	c.closeIdle = func() { dropped++ }
+	c := NewTransport(roundTripper(func(*http.Request) (*http.Response, error) { return nil, net.ErrClosed }), time.Second)
+	c.(*connections).closeIdle = func() { dropped++ }
 	for range 100 {
 		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://127.0.0.1/", strings.NewReader("x"))
 		if err != nil {

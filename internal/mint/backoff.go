@@ -1,0 +1,268 @@
+package mint
+
+import (
+	"crypto/sha256"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
+)
+
+const (
+	// failureThreshold is how many different documents must fail one after the
+	// other before mints to the endpoint are held back. One bad id is not enough.
+	failureThreshold = 3
+
+	// successGrace is how long a success speaks for the endpoint: mints that
+	// fail although others succeed have trouble of their own.
+	successGrace = 5 * time.Second
+
+	// maxProbes is how many mints may try at once whether the endpoint is
+	// back. More than one, so that a document which always fails cannot stand
+	// for all the others.
+	maxProbes = 3
+
+	firstDelay = 500 * time.Millisecond
+	maxDelay   = 10 * time.Second
+
+	// How long a failed request is not sent again: a refusal for longer, but
+	// not so long that whoever fixes its cause has to wait.
+	refusalMemory = 5 * time.Second
+	failureMemory = time.Second
+
+	// BadNewsAge is how long a failure is assumed to persist at most.
+	BadNewsAge = time.Minute
+
+	// maxRemembered bounds the failed requests that are remembered: their ids
+	// come from strangers.
+	maxRemembered = 4096
+)
+
+// backoff decides whether a mint may be sent now. It remembers what failed, for
+// each request and for the endpoint as a whole.
+//
+// It is a circuit breaker that never stops everything: when a delay is over, a
+// few mints go through to see whether the endpoint is back, and the first that
+// succeeds lets all through.
+type backoff struct {
+	mu sync.Mutex
+
+	remembered map[hash]remembered
+
+	// throttle is what the API said when it named a time, and is kept until
+	// that time whatever else happens.
+	throttle *dws.Error
+
+	consecutiveFailures []hash // the different documents that failed since the last answer
+	lastSuccess         clock.Time
+	cause               *dws.Error // why the endpoint is held back; nil while it is not
+	until               clock.Time // no mint before, while it is held back
+	delay               time.Duration
+	probes              int  // under way
+	lastFailed          hash // the document that failed last: others come first
+}
+
+// hash stands for a request or a document, whose own length strangers choose.
+type hash [sha256.Size]byte
+
+type remembered struct {
+	cause *dws.Error
+	until clock.Time
+}
+
+// attempt is one mint, as the back-off knows it.
+type attempt struct {
+	request, document hash
+	probe             bool
+}
+
+func newAttempt(name, document string) *attempt {
+	return &attempt{request: sha256.Sum256([]byte(name)), document: sha256.Sum256([]byte(document))}
+}
+
+// admit returns the error to answer with if the mint may not be sent now. If it
+// returns none, settle must be called.
+func (b *backoff) admit(a *attempt, now clock.Time) *dws.Error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err, _ := b.heldBackLocked(a, now); err != nil {
+		return err
+	}
+	if b.cause != nil {
+		b.probes++
+		a.probe = true
+	}
+	return nil
+}
+
+// heldBack says in advance what admit would say, and whether that is because this
+// very request failed a moment ago.
+func (b *backoff) heldBack(a *attempt, now clock.Time) (err *dws.Error, remembered bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.heldBackLocked(a, now)
+}
+
+func (b *backoff) heldBackLocked(a *attempt, now clock.Time) (err *dws.Error, remembered bool) {
+	if r, ok := b.remembered[a.request]; ok {
+		if !now.Reached(r.until) {
+			return r.cause, true
+		}
+		delete(b.remembered, a.request)
+	}
+	if b.throttle != nil {
+		if !now.Reached(b.throttle.RetryAt) {
+			return b.throttle, false
+		}
+		b.throttle = nil
+	}
+	if b.cause == nil {
+		return nil, false
+	}
+	until := b.until
+	if a.document == b.lastFailed {
+		until = until.Add(b.delay)
+	}
+	if !now.Reached(until) || b.probes >= maxProbes {
+		return b.cause, false
+	}
+	return nil, false
+}
+
+// settle records how an admitted mint ended, nil for a success, and returns the
+// error to answer with, which knows more than f if mints are held back now. A
+// mint that was hurried had too little time to say anything of the endpoint.
+func (b *backoff) settle(a *attempt, f *dws.Error, hurried bool, now clock.Time) *dws.Error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if a.probe {
+		b.probes--
+	}
+	switch {
+	case f == nil:
+		b.lastSuccess = now
+		b.reset()
+	case hurried:
+	case f.Reason == dws.Throttled && !f.RetryAt.IsZero():
+		if b.throttle == nil || !b.throttle.RetryAt.Reached(f.RetryAt) {
+			b.throttle = f
+		}
+		// Afterwards a few go first.
+		b.open(new(attempt), f, now)
+		return b.throttle
+	case f.Reason == dws.Throttled:
+		b.open(new(attempt), f, now)
+		return b.cause
+	case !endpointTrouble(f):
+		b.remember(a.request, f, now)
+		b.reset() // it answers
+	default:
+		b.remember(a.request, f, now)
+		if !slices.Contains(b.consecutiveFailures, a.document) && len(b.consecutiveFailures) < failureThreshold {
+			b.consecutiveFailures = append(b.consecutiveFailures, a.document)
+		}
+		sure := f.Unsent || f.Reason == dws.KeyRefused || now.Since(b.lastSuccess) >= successGrace
+		// Mints that were under way when the endpoint was held back say
+		// nothing new: only a probe's failure prolongs it.
+		if a.probe || b.cause == nil && len(b.consecutiveFailures) >= failureThreshold && sure {
+			b.open(a, f, now)
+			return b.cause
+		}
+	}
+	return f
+}
+
+func (b *backoff) reset() {
+	b.consecutiveFailures, b.cause, b.until, b.delay, b.lastFailed = nil, nil, clock.Time{}, 0, hash{}
+}
+
+// open holds mints back, or goes on doing so.
+func (b *backoff) open(a *attempt, f *dws.Error, now clock.Time) {
+	b.lastFailed = a.document
+	b.delay = min(max(2*b.delay, firstDelay), maxDelay)
+	// Jitter: a fleet of gateways must not come back in step.
+	b.until = now.Add(b.delay/2 + rand.N(b.delay/2+1))
+	held := *f
+	if held.RetryAt.IsZero() {
+		held.RetryAt = b.until
+	}
+	if !b.until.Reached(held.RetryAt) {
+		b.until = held.RetryAt
+	}
+	b.cause = &held
+}
+
+func (b *backoff) remember(request hash, f *dws.Error, now clock.Time) {
+	if b.remembered == nil {
+		b.remembered = make(map[hash]remembered)
+	}
+	if len(b.remembered) >= maxRemembered {
+		for other := range b.remembered { // any will do: a mint too many does no harm
+			delete(b.remembered, other)
+			break
+		}
+	}
+	memory := failureMemory
+	if permanent(f) {
+		memory = refusalMemory
+	}
+	b.remembered[request] = remembered{f, now.Add(memory)}
+}
+
+// openUntil returns until when no mint is sent at all, and why; zero if mints are sent.
+func (b *backoff) openUntil(now clock.Time) (until clock.Time, cause *dws.Error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cause != nil && !now.Reached(b.until) {
+		until, cause = b.until, b.cause
+	}
+	if b.throttle != nil && !now.Reached(b.throttle.RetryAt) && !until.Reached(b.throttle.RetryAt) {
+		until, cause = b.throttle.RetryAt, b.throttle
+	}
+	return until, cause
+}
+
+// isOpen reports whether mints are held back, or were until a moment ago and no
+// answer has said otherwise.
+func (b *backoff) isOpen(now clock.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.throttle != nil && !now.Reached(b.throttle.RetryAt) ||
+		b.cause != nil && !now.Reached(b.until.Add(BadNewsAge))
+}
+
+// forgetRefusals lets everything be tried at once that failed because the API
+// refused the key. It is called when the key has changed.
+func (b *backoff) forgetRefusals() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for request, r := range b.remembered {
+		if r.cause.Reason == dws.KeyRefused {
+			delete(b.remembered, request)
+		}
+	}
+	if b.cause != nil && b.cause.Reason == dws.KeyRefused {
+		b.reset()
+	}
+}
+
+// permanent reports whether the same request will be refused again.
+func permanent(err *dws.Error) bool {
+	return err.Reason == dws.Refused || err.Reason == dws.KeyRefused || err.Reason == dws.OverGranted
+}
+
+// endpointTrouble reports whether the error speaks of the endpoint or the key
+// rather than of the one document that was asked for.
+func endpointTrouble(err *dws.Error) bool {
+	switch err.Reason {
+	case dws.KeyRefused, dws.Unavailable, dws.Timeout, dws.Throttled:
+		return true
+	case dws.InvalidReply:
+		return !err.DocumentOnly
+	default:
+		return false
+	}
+}
