@@ -636,6 +636,35 @@ func TestErrorAnswerThatHangs(t *testing.T) {
 	wantDWSError(t, KeyRefused)(d.mintWithin(50 * time.Millisecond))
 }
 
+// bodyUntilCancelled ends in an orderly way when the request is given up.
+type bodyUntilCancelled struct {
+	io.Reader
+	ctx context.Context
+}
+
+func (b bodyUntilCancelled) Read(p []byte) (int, error) {
+	if n, err := b.Reader.Read(p); err == nil {
+		return n, nil
+	}
+	<-b.ctx.Done()
+	return 0, io.EOF
+}
+
+func (bodyUntilCancelled) Close() error { return nil }
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Half an answer that ends because the request is given up is a time-out.
+func TestAnswerThatEndsWhenItIsGivenUp(t *testing.T) {
+	d := dwsTestAt(t, "https://api.example.com/viewer/sessions")
+	d.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 201, Request: r, Body: bodyUntilCancelled{strings.NewReader(`{"jwt":`), r.Context()}}, nil
+	})
+	wantDWSError(t, Timeout)(d.mintWithin(10 * time.Millisecond))
+}
+
 func TestMintThatIsCancelledBeforehand(t *testing.T) {
 	var requests atomic.Int32
 	d := newDWSTest(t, func(http.ResponseWriter, *http.Request) { requests.Add(1) })
