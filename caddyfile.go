@@ -393,7 +393,7 @@ func unmarshalClaimJSON(d *caddyfile.Dispenser, set *map[string]json.RawMessage)
 
 func addClaim(d *caddyfile.Dispenser, option string, set *map[string]json.RawMessage, name string, value json.RawMessage) error {
 	if d.NextArg() {
-		return d.Errf("%s %s: %q is too much; a value with spaces goes into quotes", option, name, d.Val())
+		return d.Errf("%s %s: unexpected argument %q; quote values that contain spaces", option, name, d.Val())
 	}
 	if err := claims.Check(name, value); err != nil {
 		return d.WrapErr(err)
@@ -437,7 +437,7 @@ func oneArg(d *caddyfile.Dispenser, value *string) error {
 	}
 	*value = d.Val()
 	if d.NextArg() {
-		return d.Errf("%s takes one value; %q is too much", option, d.Val())
+		return d.Errf("%s takes one value; unexpected argument %q", option, d.Val())
 	}
 	return nil
 }

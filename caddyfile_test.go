@@ -324,14 +324,14 @@ var tokenOptionMistakes = []struct{ lines, want string }{
 	{"min_remaining", "min_remaining needs a value, at Testfile:3"},
 
 	// Extra arguments.
-	{"user_id {http.auth.user.id} x", `user_id takes one value; "x" is too much, at Testfile:3`},
+	{"user_id {http.auth.user.id} x", `user_id takes one value; unexpected argument "x", at Testfile:3`},
 	{"shared yes", "shared takes no argument (yes), at Testfile:3"},
-	{"claim team deep blue", `claim team: "blue" is too much; a value with spaces goes into quotes, at Testfile:3`},
-	{"claim_json team 1 2", `claim_json team: "2" is too much; a value with spaces goes into quotes, at Testfile:3`},
-	{"document_claim page 1 2", `document_claim page: "2" is too much; a value with spaces goes into quotes, at Testfile:3`},
-	{"document_claim_json page 1 2", `document_claim_json page: "2" is too much; a value with spaces goes into quotes, at Testfile:3`},
-	{"ttl 1h 2h", `ttl takes one value; "2h" is too much, at Testfile:3`},
-	{"min_remaining 1m 2m", `min_remaining takes one value; "2m" is too much, at Testfile:3`},
+	{"claim team deep blue", `claim team: unexpected argument "blue"; quote values that contain spaces, at Testfile:3`},
+	{"claim_json team 1 2", `claim_json team: unexpected argument "2"; quote values that contain spaces, at Testfile:3`},
+	{"document_claim page 1 2", `document_claim page: unexpected argument "2"; quote values that contain spaces, at Testfile:3`},
+	{"document_claim_json page 1 2", `document_claim_json page: unexpected argument "2"; quote values that contain spaces, at Testfile:3`},
+	{"ttl 1h 2h", `ttl takes one value; unexpected argument "2h", at Testfile:3`},
+	{"min_remaining 1m 2m", `min_remaining takes one value; unexpected argument "2m", at Testfile:3`},
 	{"trust_request_headers on", "trust_request_headers takes no argument (on), at Testfile:3"},
 
 	// Repeated.
@@ -490,17 +490,17 @@ func TestMistakesInHandlerOptions(t *testing.T) {
 		{"transport", "transport needs a name: http, at Testfile:3"},
 
 		// Extra arguments.
-		{"document_id {http.vars.a} {http.vars.b}", `document_id takes one value; "{http.vars.b}" is too much, at Testfile:3`},
-		{"document_id_format a b", `document_id_format takes one value; "b" is too much, at Testfile:3`},
-		{"request_header X-A X-B", `request_header takes one value; "X-B" is too much, at Testfile:3`},
-		{"request_cookie a b", `request_cookie takes one value; "b" is too much, at Testfile:3`},
+		{"document_id {http.vars.a} {http.vars.b}", `document_id takes one value; unexpected argument "{http.vars.b}", at Testfile:3`},
+		{"document_id_format a b", `document_id_format takes one value; unexpected argument "b", at Testfile:3`},
+		{"request_header X-A X-B", `request_header takes one value; unexpected argument "X-B", at Testfile:3`},
+		{"request_cookie a b", `request_cookie takes one value; unexpected argument "b", at Testfile:3`},
 		{"allow_store yes", "allow_store takes no argument (yes), at Testfile:3"},
-		{"on_error pass fail", `on_error takes one value; "fail" is too much, at Testfile:3`},
-		{"endpoint https://a/ https://b/", `endpoint takes one value; "https://b/" is too much, at Testfile:3`},
+		{"on_error pass fail", `on_error takes one value; unexpected argument "fail", at Testfile:3`},
+		{"endpoint https://a/ https://b/", `endpoint takes one value; unexpected argument "https://b/", at Testfile:3`},
 		{"insecure_endpoint yes", "insecure_endpoint takes no argument (yes), at Testfile:3"},
-		{"timeout 1s 2s", `timeout takes one value; "2s" is too much, at Testfile:3`},
+		{"timeout 1s 2s", `timeout takes one value; unexpected argument "2s", at Testfile:3`},
 		{"mint_rate 1 2 3", "mint_rate needs a rate per second and perhaps a burst, or off: for example mint_rate 100 1000, at Testfile:3"},
-		{"cache_size 64 MiB", `cache_size takes one value; "MiB" is too much, at Testfile:3`},
+		{"cache_size 64 MiB", `cache_size takes one value; unexpected argument "MiB", at Testfile:3`},
 
 		// Repeated.
 		{"document_id_format a\ndocument_id_format a", "document_id_format is given twice: remove one, at Testfile:4"},
@@ -526,8 +526,8 @@ func TestMistakesInHandlerOptions(t *testing.T) {
 		{"request_header X_Token:", `request_header "X_Token:" is not a header name: write letters, digits and hyphens, at Testfile:`},
 		{`request_header "X Token"`, `request_header "X Token" is not a header name: write letters, digits and hyphens, at Testfile:`},
 		{"request_header {http.vars.name}", `request_header "{http.vars.name}" is not a header name: write letters, digits and hyphens, at Testfile:`},
-		{"permissions wirte", `route /d/:id: permissions: "wirte" looks like a slip: write write, at Testfile:`},
-		{"permissions Read", `route /d/:id: permissions: "Read" looks like a slip: write read, at Testfile:`},
+		{"permissions wirte", `route /d/:id: permissions: "wirte" looks like a typo: did you mean write?, at Testfile:`},
+		{"permissions Read", `route /d/:id: permissions: "Read" looks like a typo: did you mean read?, at Testfile:`},
 		{"api_key {http.request.uri.path.file.key}", "api_key: a request's placeholder is not known when the config loads: write {env.NAME} or {file./path/to/key} ({file.NAME} without a slash is Caddy's shorthand for a part of the path: write {file./absolute/path} or {file.folder/name}), at Testfile:3"},
 		{"permission read", `unrecognized subdirective "permission" of viewer_session: did you mean permissions?, at Testfile:3`},
 		{"request_cookie a=b", `request_cookie "a=b" is not a cookie name: write letters, digits, hyphens and underscores, at Testfile:`},
@@ -541,11 +541,11 @@ func TestMistakesInHandlerOptions(t *testing.T) {
 		{"on_error ignore", `on_error "ignore": write fail or pass, at Testfile:`},
 
 		// The endpoint.
-		{"endpoint http://dws.example.com/", "endpoint http://dws.example.com/ is plain HTTP, so the API key could be read on the way: write https, or insecure_endpoint if you know better, at Testfile:"},
-		{"endpoint http://127.0.0.1.example.com/", "endpoint http://127.0.0.1.example.com/ is plain HTTP, so the API key could be read on the way: write https, or insecure_endpoint if you know better, at Testfile:"},
-		{"endpoint http://10.0.0.1/", "endpoint http://10.0.0.1/ is plain HTTP, so the API key could be read on the way: write https, or insecure_endpoint if you know better, at Testfile:"},
-		{"endpoint https://user:word@dws.example.com/", "endpoint: a URL with a user or password in it is refused, because it would stand in the config; the key goes into api_key, at Testfile:"},
-		{"endpoint https://user@dws.example.com/", "endpoint: a URL with a user or password in it is refused, because it would stand in the config; the key goes into api_key, at Testfile:"},
+		{"endpoint http://dws.example.com/", "endpoint http://dws.example.com/ is plain HTTP, so the API key could be read on the way: use https, or set insecure_endpoint if you accept that, at Testfile:"},
+		{"endpoint http://127.0.0.1.example.com/", "endpoint http://127.0.0.1.example.com/ is plain HTTP, so the API key could be read on the way: use https, or set insecure_endpoint if you accept that, at Testfile:"},
+		{"endpoint http://10.0.0.1/", "endpoint http://10.0.0.1/ is plain HTTP, so the API key could be read on the way: use https, or set insecure_endpoint if you accept that, at Testfile:"},
+		{"endpoint https://user:word@dws.example.com/", "endpoint: a URL with a user or password in it is refused, because it would appear in the config; the key goes into api_key, at Testfile:"},
+		{"endpoint https://user@dws.example.com/", "endpoint: a URL with a user or password in it is refused, because it would appear in the config; the key goes into api_key, at Testfile:"},
 		{"endpoint ftp://dws.example.com/", `endpoint "ftp://dws.example.com/": the scheme is https, at Testfile:`},
 		{"endpoint //dws.example.com/", `endpoint "//dws.example.com/": the scheme is https, at Testfile:`},
 		{"endpoint dws.example.com", `endpoint "dws.example.com" is not a URL: write one such as https://api.nutrient.io/viewer/sessions, at Testfile:`},
@@ -557,7 +557,7 @@ func TestMistakesInHandlerOptions(t *testing.T) {
 		{"timeout 99ms", "timeout 99ms: write a duration from 100ms to 1m, at Testfile:"},
 		{"timeout 61s", "timeout 1m1s: write a duration from 100ms to 1m, at Testfile:"},
 		{"timeout 5", `timeout "5" is not a duration: write a number with a unit, such as 30s, 15m, 1h or 7d, at Testfile:3`},
-		{"timeout 1 s", `timeout takes one value; "s" is too much, at Testfile:3`},
+		{"timeout 1 s", `timeout takes one value; unexpected argument "s", at Testfile:3`},
 		{"mint_rate 0", "mint_rate 0: write how many tokens may be minted per second, from 0.001 to 1000000, or off, at Testfile:3"},
 		{"mint_rate -1", "mint_rate -1: write how many tokens may be minted per second, from 0.001 to 1000000, or off, at Testfile:3"},
 		{"mint_rate 1000001", "mint_rate 1.000001e+06: write how many tokens may be minted per second, from 0.001 to 1000000, or off, at Testfile:3"},
@@ -575,7 +575,7 @@ func TestMistakesInHandlerOptions(t *testing.T) {
 		{"cache_size 1023KiB", "cache_size of 1047552 bytes: write a size from 1MiB to 64GiB, at Testfile:3"},
 		{"transport fastcgi", `transport "fastcgi": the only one is http, at Testfile:3`},
 		{"transport http {\nversions 3\n}", "transport http: versions 3 is refused, because a reload would break off mints that are under way; use 1.1 or 2, at Testfile:6"},
-		{"transport http {\ntls_insecure_skip_verify\n}", "transport http: tls_insecure_skip_verify lets anybody on the way read the API key: write tls_trust_pool with the authority's certificate, or insecure_endpoint if you know better, at Testfile:6"},
+		{"transport http {\ntls_insecure_skip_verify\n}", "transport http: tls_insecure_skip_verify lets anybody on the way read the API key: write tls_trust_pool with the authority's certificate, or set insecure_endpoint if you accept that, at Testfile:6"},
 		{"transport http {\nproxy_protocol v2\n}", "transport http: proxy_protocol is refused, because a mint is not made for any one client, at Testfile:6"},
 		{"transport http {\nnonsense\n}", `unrecognized subdirective nonsense, at Testfile:4`},
 	} {
@@ -592,9 +592,9 @@ func TestMistakesInTheDirectiveAndItsRoutes(t *testing.T) {
 		{"named matcher", "viewer_session @m {\n\tdocument_path /d/:id\n}", "viewer_session takes no matcher (@m): it must see every request, to remove what clients send under the token's name; say which paths get a token with document_path inside its block, at Testfile:1"},
 		{"argument", "viewer_session /d/:id", "viewer_session takes no matcher (/d/:id): it must see every request, to remove what clients send under the token's name; say which paths get a token with document_path inside its block, at Testfile:1"},
 		{"another argument", "viewer_session read {\n\tdocument_path /d/:id\n}", "viewer_session takes no argument: options go into its block, at Testfile:1"},
-		{"no :id and no document_id", "viewer_session {\n\tdocument_path /documents\n}", `route /documents: pattern "/documents" has no :id and there is no document_id: write :id where the document's id stands, for example /documents/:id, or say with document_id where it comes from, at Testfile:3`},
-		{"no :id in the second pattern", "viewer_session {\n\tdocument_path /d/:id /documents\n}", `route /d/:id: pattern "/documents" has no :id and there is no document_id: write :id where the document's id stands, for example /documents/:id, or say with document_id where it comes from, at Testfile:3`},
-		{"no :id and another route's document_id", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a}\n\t}\n\tdocument_path /b\n}", `route /b: pattern "/b" has no :id and there is no document_id: write :id where the document's id stands, for example /documents/:id, or say with document_id where it comes from, at Testfile:6`},
+		{"no :id and no document_id", "viewer_session {\n\tdocument_path /documents\n}", `route /documents: pattern "/documents" has no :id and there is no document_id: write :id in place of the document's id, for example /documents/:id, or say with document_id where it comes from, at Testfile:3`},
+		{"no :id in the second pattern", "viewer_session {\n\tdocument_path /d/:id /documents\n}", `route /d/:id: pattern "/documents" has no :id and there is no document_id: write :id in place of the document's id, for example /documents/:id, or say with document_id where it comes from, at Testfile:3`},
+		{"no :id and another route's document_id", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a}\n\t}\n\tdocument_path /b\n}", `route /b: pattern "/b" has no :id and there is no document_id: write :id in place of the document's id, for example /documents/:id, or say with document_id where it comes from, at Testfile:6`},
 		{"id from two places", "viewer_session {\n\tdocument_path /d/:id {\n\t\tdocument_id {http.vars.a}\n\t}\n}", `route /d/:id: pattern "/d/:id" has :id, and the route has document_id: the id comes from one or the other, at Testfile:5`},
 		{"document_id only routes' own", "viewer_session {\n\tdocument_id {http.vars.a}\n\tdocument_path /a {\n\t\tdocument_id {http.vars.b}\n\t}\n}", "document_id {http.vars.a} is never used: every pattern has :id; remove one or the other, at Testfile:6"},
 		{"constant document_id", "viewer_session {\n\tdocument_id handbook\n}", "route 1: document_id handbook holds no placeholder: give one that holds the document's id; for a fixed id set a variable (vars document ID) and write {http.vars.document}, at Testfile:3"},
@@ -606,20 +606,20 @@ func TestMistakesInTheDirectiveAndItsRoutes(t *testing.T) {
 		{"session_path with a wrong pattern", "viewer_session {\n\tsession_path token\n}", `pattern "token": a path pattern begins with a slash, for example /documents/:id, at Testfile:2`},
 		{"session_path with a block", "viewer_session {\n\tsession_path /token {\n\t\tttl 1h\n\t}\n}", "session_path takes no block: to say what is asked for on it, put it into the block of a document_path, at Testfile:3"},
 		{"session_path with a block in a route", inRoute("session_path /token {\n\t\t\tttl 1h\n\t\t}"), "session_path takes no block: to say what is asked for on it, put it into the block of a document_path, at Testfile:4"},
-		{"session_path twice", "viewer_session {\n\tsession_path /token\n\tsession_path /Token/\n}", `pattern "/Token/" stands twice: the second never matches; remove one, at Testfile:4`},
-		{"session_path that is a document_path", "viewer_session {\n\tdocument_path /d/:id {\n\t\tsession_path /d/:id\n\t}\n}", `pattern "/d/:id" stands twice: the second never matches; remove one, at Testfile:5`},
-		{"session_path that is a document_path without :id", "viewer_session {\n\tdocument_id {http.vars.a}\n\tsession_path /view\n\tdocument_path /view\n}", `pattern "/view" stands twice: the second never matches; remove one, at Testfile:5`},
+		{"session_path twice", "viewer_session {\n\tsession_path /token\n\tsession_path /Token/\n}", `duplicate pattern "/Token/": the second never matches; remove one, at Testfile:4`},
+		{"session_path that is a document_path", "viewer_session {\n\tdocument_path /d/:id {\n\t\tsession_path /d/:id\n\t}\n}", `duplicate pattern "/d/:id": the second never matches; remove one, at Testfile:5`},
+		{"session_path that is a document_path without :id", "viewer_session {\n\tdocument_id {http.vars.a}\n\tsession_path /view\n\tdocument_path /view\n}", `duplicate pattern "/view": the second never matches; remove one, at Testfile:5`},
 		{"session_path that covers a document_path", "viewer_session {\n\tdocument_path /documents/:id {\n\t\tsession_path /documents/*\n\t}\n}", `pattern "/documents/:id" never matches: session paths come first, and "/documents/*" matches the same; make that one narrower, at Testfile:5`},
 		{"session_path that covers everything", "viewer_session {\n\tsession_path /*\n\tdocument_path /documents/:id\n}", `pattern "/documents/:id" never matches: session paths come first, and "/*" matches the same; make that one narrower, at Testfile:4`},
 		{"session_path that covers another", "viewer_session {\n\tsession_path /documents/*/session\n\tsession_path /documents/:id/session\n}", `pattern "/documents/:id/session" never matches: session paths come first, and "/documents/*/session" matches the same; make that one narrower, at Testfile:4`},
 		{"document_id that no session_path needs", "viewer_session {\n\tdocument_id {http.vars.a}\n\tsession_path /d/:id/session\n\tdocument_path /d/:id\n}", "document_id {http.vars.a} is never used: every pattern has :id; remove one or the other, at Testfile:5"},
-		{"session path's user that a client writes", "viewer_session {\n\tuser_id {http.request.header.User}\n\tsession_path /token\n}", "route /token: user_id {http.request.header.User} comes from what a client writes, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it, at Testfile:4"},
+		{"session path's user that a client writes", "viewer_session {\n\tuser_id {http.request.header.User}\n\tsession_path /token\n}", "route /token: user_id {http.request.header.User} is client-controlled, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it, at Testfile:4"},
 		{"document_id twice in a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a}\n\t\tdocument_id {http.vars.b}\n\t}\n}", "document_id is given twice: remove one, at Testfile:4"},
 		{"document_id without a value in a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id\n\t}\n}", "document_id needs a value, at Testfile:3"},
-		{"document_id with two values in a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a} b\n\t}\n}", `document_id takes one value; "b" is too much, at Testfile:3`},
-		{"pattern twice in a route", "viewer_session {\n\tdocument_path /a/:id /b /a/:id\n\tdocument_id {http.vars.a}\n}", `pattern "/a/:id" stands twice: the second never matches; remove one, at Testfile:4`},
+		{"document_id with two values in a route", "viewer_session {\n\tdocument_path /a {\n\t\tdocument_id {http.vars.a} b\n\t}\n}", `document_id takes one value; unexpected argument "b", at Testfile:3`},
+		{"pattern twice in a route", "viewer_session {\n\tdocument_path /a/:id /b /a/:id\n\tdocument_id {http.vars.a}\n}", `duplicate pattern "/a/:id": the second never matches; remove one, at Testfile:4`},
 		{"a route's short ttl with the handler's min_remaining", "viewer_session {\n\tmin_remaining 20m\n\tdocument_path /d/:id {\n\t\tttl 30m\n\t}\n}", "route /d/:id: min_remaining 20m0s: write at most half of ttl (15m0s), or a longer ttl, at Testfile:6"},
-		{"pattern twice", "viewer_session {\n\tdocument_path /a/:id\n\tdocument_path /b/:id /A/:id/\n}", `pattern "/A/:id/" stands twice: the second never matches; remove one, at Testfile:4`},
+		{"pattern twice", "viewer_session {\n\tdocument_path /a/:id\n\tdocument_path /b/:id /A/:id/\n}", `duplicate pattern "/A/:id/": the second never matches; remove one, at Testfile:4`},
 		{"the mistake is in the second route", "viewer_session {\n\tdocument_path /a/:id\n\tdocument_path /b/:id {\n\t\tpermissions write\n\t}\n}", "route /b/:id: permissions write go beyond read, and everybody would get the same token: add user_id (or vary_by), or shared if that is what you want, at Testfile:6"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -635,15 +635,15 @@ func TestPatternMistakesNameTheirLine(t *testing.T) {
 	for _, test := range []struct{ pattern, want string }{
 		{"documents/:id", `pattern "documents/:id": a path pattern begins with a slash, for example /documents/:id`},
 		{"*", `pattern "*": a path pattern begins with a slash, for example /documents/:id`},
-		{"/a/:id/b/:id", `pattern "/a/:id/b/:id": :id stands twice; a route has one document`},
-		{"/a/:id-:id", `pattern "/a/:id-:id": segment ":id-:id": :id stands once, and no other colon`},
+		{"/a/:id/b/:id", `pattern "/a/:id/b/:id": duplicate :id; a route has one document`},
+		{"/a/:id-:id", `pattern "/a/:id-:id": segment ":id-:id": write :id once, and no other colon`},
 		{"/a/:document", `pattern "/a/:document": segment ":document": only :id is known after a colon; separate what follows it with a character such as . or -`},
-		{"/a/x*", `pattern "/a/x*": segment "x*": * stands for a whole segment; inside one only :id is allowed`},
+		{"/a/x*", `pattern "/a/x*": segment "x*": * must be a whole segment; inside one only :id is allowed`},
 		{"/a//:id", `pattern "/a//:id": empty path segment`},
 		{"/a/../:id", `pattern "/a/../:id": segment ".." never matches: such paths are not canonical`},
-		{"/a/{http.vars.x}/:id", `pattern "/a/{http.vars.x}/:id": placeholders are not replaced in patterns; write :id where the document's id stands, and for an id from elsewhere use document_id`},
+		{"/a/{http.vars.x}/:id", `pattern "/a/{http.vars.x}/:id": placeholders are not replaced in patterns; write :id in place of the document's id, and for an id from elsewhere use document_id`},
 		{"/a?id=:id", `pattern "/a?id=:id": only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}`},
-		{"/a%20b/:id", `pattern "/a%20b/:id": none of % \ ( ) + may stand in a pattern; paths are matched after decoding, so write the character itself, and use document_id with a path_regexp matcher for anything more`},
+		{"/a%20b/:id", `pattern "/a%20b/:id": % \ ( ) + are not allowed in a pattern; paths are matched after decoding, so write the character itself, and use document_id with a path_regexp matcher for anything more`},
 	} {
 		t.Run(test.pattern, func(t *testing.T) {
 			_, err := parseTestHandler("viewer_session {\n\tdocument_path /d/:id\n\tdocument_path " + test.pattern + "\n\tshared\n}")
@@ -657,7 +657,7 @@ func TestPatternMistakesNameTheirLine(t *testing.T) {
 // A literal key would stand in /config and in the autosaved config; the error
 // about it ends up in logs and terminals.
 func TestLiteralAPIKeyIsRefusedAndNotRepeated(t *testing.T) {
-	const want = "api_key: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would stand in the admin API's /config and in the autosaved config, at Testfile:3"
+	const want = "api_key: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would appear in the admin API's /config and in the autosaved config, at Testfile:3"
 	for _, value := range []string{
 		"pdf_live_test",
 		`"pdf_live_test"`,
@@ -686,7 +686,7 @@ func TestLiteralAPIKeyIsRefusedAndNotRepeated(t *testing.T) {
 
 func TestAPIKeyWithoutAValue(t *testing.T) {
 	for _, line := range []string{"api_key", `api_key ""`, `api_key " "`} {
-		wantMistake(t, inDirective(line), "api_key: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would stand in the admin API's /config and in the autosaved config, at Testfile:3")
+		wantMistake(t, inDirective(line), "api_key: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would appear in the admin API's /config and in the autosaved config, at Testfile:3")
 	}
 }
 
@@ -727,7 +727,7 @@ var queryPlaceholders = []string{
 }
 
 func TestWhatClientsWriteIsRefusedUnlessTrusted(t *testing.T) {
-	const hint = " comes from what a client writes, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it, at Testfile:"
+	const hint = " is client-controlled, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it, at Testfile:"
 	for what, line := range map[string]string{
 		"user_id":     "user_id PLACEHOLDER",
 		"permissions": "shared\npermissions read PLACEHOLDER",
@@ -763,7 +763,7 @@ func TestTrustOfOneRouteIsNotTheOthers(t *testing.T) {
 		user_id {http.request.header.Remote-User}
 	}
 }`)
-	if err == nil || !strings.HasPrefix(err.Error(), "route /b/:id: user_id {http.request.header.Remote-User} comes from what a client writes") {
+	if err == nil || !strings.HasPrefix(err.Error(), "route /b/:id: user_id {http.request.header.Remote-User} is client-controlled") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -790,7 +790,7 @@ func TestDocumentIDMayComeFromTheQueryButNotFromHeaders(t *testing.T) {
 	for _, name := range clientWrittenPlaceholders {
 		for where, input := range forms(name) {
 			_, err := parseTestHandler(input)
-			want := "document_id {" + name + "} comes from what a client writes: use the path or the query, or trust_request_headers if a proxy in front of Caddy sets it, at Testfile:"
+			want := "document_id {" + name + "} is client-controlled: use the path or the query, or trust_request_headers if a proxy in front of Caddy sets it, at Testfile:"
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s in the %s: got %v, want %s", name, where, err, want)
 			}

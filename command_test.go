@@ -230,7 +230,7 @@ func TestMintCommandLineMistakes(t *testing.T) {
 		"not a duration":         {"--document", "x", "--ttl", "1 hour"},
 		"from 1m to 30d":         {"--document", "x", "--ttl", "31d"},
 		"100ms to 1m":            {"--document", "x", "--timeout", "0s"},
-		"looks like a slip":      {"--document", "x", "--permissions", "raed"},
+		"looks like a typo":      {"--document", "x", "--permissions", "raed"},
 		"only separators":        {"--document", "x", "--permissions", ","},
 		"is plain HTTP":          {"--document", "x", "--endpoint", "http://api.example.com/viewer/sessions"},
 		"is not a URL":           {"--document", "x", "--endpoint", "api.example.com"},

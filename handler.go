@@ -61,10 +61,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 var unresolvedHints = map[reason]string{
 	reasonNoUser: "no token for a request without a user id. If users are logged in, authentication likely runs after viewer_session: " +
 		"it belongs before it, as with forward_auth or basic_auth in the default order. " +
-		"Otherwise the placeholder's name is misspelt, or the auth server's answer has no such header",
+		"Otherwise the placeholder's name is misspelled, or the auth server's answer has no such header",
 	reasonNoPermission: "no token for a request without any permission: the placeholders in permissions came out empty",
-	reasonNoClaim:      "no token for a request with an empty claim: a placeholder in it is not set, or its name is misspelt",
-	reasonAppAnswer: "no token for a browser that the app said yes to: with its 204 on a session path it names the document in X-Viewer-Document, " +
+	reasonNoClaim:      "no token for a request with an empty claim: a placeholder in it is not set, or its name is misspelled",
+	reasonAppAnswer: "no token although the app approved the session: with its 204 on a session path it names the document in X-Viewer-Document, " +
 		"unless the path has :id, and may name the user in X-Viewer-User, each of them once",
 }
 

@@ -213,7 +213,7 @@ func (h *Handler) warn(endpoint *url.URL) {
 		for _, permission := range r.template.Static.Permissions {
 			if !slices.Contains(dws.KnownPermissions, permission) && !warned[permission] {
 				warned[permission] = true
-				h.logger.Warn("the DWS Viewer API documents no such permission",
+				h.logger.Warn("permission not documented by the DWS Viewer API",
 					zap.String("permission", permission), zap.Strings("documented", dws.KnownPermissions))
 			}
 		}

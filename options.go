@@ -156,7 +156,7 @@ func checkPermissionNames(permissions []string) error {
 		for _, name := range claims.SplitPermissions([]string{value}) {
 			for _, known := range dws.KnownPermissions {
 				if name != known && editDistance(strings.ToLower(name), known) <= 2 {
-					return fmt.Errorf("permissions: %q looks like a slip: write %s", name, known)
+					return fmt.Errorf("permissions: %q looks like a typo: did you mean %s?", name, known)
 				}
 			}
 		}
@@ -231,7 +231,7 @@ func (o TokenOptions) checkSources(documentID string) error {
 	}
 	for _, name := range claims.PlaceholdersIn(documentID) {
 		if claims.ClientControlled(name, true) {
-			return fmt.Errorf("document_id {%s} comes from what a client writes: use the path or the query, or trust_request_headers if a proxy in front of Caddy sets it", name)
+			return fmt.Errorf("document_id {%s} is client-controlled: use the path or the query, or trust_request_headers if a proxy in front of Caddy sets it", name)
 		}
 	}
 	sources := map[string][]string{"user_id": {o.UserID}, "permissions": o.Permissions}
@@ -251,7 +251,7 @@ func (o TokenOptions) checkSources(documentID string) error {
 					return fmt.Errorf(`%s: {%s} cannot be a placeholder; to send the brace, write \{`, what, name)
 				}
 				if claims.ClientControlled(name, false) {
-					return fmt.Errorf("%s {%s} comes from what a client writes, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it", what, name)
+					return fmt.Errorf("%s {%s} is client-controlled, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it", what, name)
 				}
 			}
 		}

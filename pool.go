@@ -344,7 +344,7 @@ func (p *pool) report(m *mint.Result, err error, c *claims.Claims) {
 	logger, now := p.members.logger(), p.now().Wall()
 	if m.ClockOffset != 0 {
 		if _, ok := p.clockLog.allow("", time.Now()); ok {
-			logger.Warn("this machine's clock is off, by the API's; set it by the network (NTP)", zap.Duration("ahead", m.ClockOffset.Round(time.Second)))
+			logger.Warn("this machine's clock differs from the API's; synchronize it with NTP", zap.Duration("ahead", m.ClockOffset.Round(time.Second)))
 		}
 	}
 	if err != nil {

@@ -69,7 +69,7 @@ func (h *Handler) checkRoutes() error {
 			path := strings.ToLower(strings.TrimSuffix(p.String(), "/"))
 			// Without :id the document's id decides as well, but for session paths.
 			if first := seen[path]; first != nil && (p.HasID() || first.session) {
-				return fmt.Errorf("pattern %q stands twice: the second never matches; remove one", p)
+				return fmt.Errorf("duplicate pattern %q: the second never matches; remove one", p)
 			}
 			seen[path] = r
 			for _, first := range sessions {
@@ -133,7 +133,7 @@ func (h *Handler) newPage(config Route) (*route, error) {
 			return nil, fmt.Errorf("pattern %q has :id, and the route has document_id: the id comes from one or the other", path)
 		}
 		if !p.HasID() && config.DocumentID == "" && h.DocumentID == "" {
-			return nil, fmt.Errorf("pattern %q has no :id and there is no document_id: write :id where the document's id stands, for example /documents/:id, or say with document_id where it comes from", path)
+			return nil, fmt.Errorf("pattern %q has no :id and there is no document_id: write :id in place of the document's id, for example /documents/:id, or say with document_id where it comes from", path)
 		}
 		withoutID = withoutID || !p.HasID()
 		r.patterns = append(r.patterns, p)

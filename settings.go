@@ -161,7 +161,7 @@ func checkCacheSize(size int64) error {
 func (m *MintRate) limits() (perSecond float64, burst int, err error) {
 	if m.Off {
 		if m.Rate != 0 || m.Burst != 0 {
-			return 0, 0, errors.New("mint_rate: off stands alone, without a rate")
+			return 0, 0, errors.New("mint_rate: off takes no rate")
 		}
 		return math.Inf(1), 0, nil
 	}
@@ -188,13 +188,13 @@ func (o *PoolOptions) parseEndpoint() (*url.URL, error) {
 		return nil, fmt.Errorf("endpoint %q is not a URL: write one such as %s", redactURL(text), defaultEndpoint)
 	}
 	if u.User != nil {
-		return nil, errors.New("endpoint: a URL with a user or password in it is refused, because it would stand in the config; the key goes into api_key")
+		return nil, errors.New("endpoint: a URL with a user or password in it is refused, because it would appear in the config; the key goes into api_key")
 	}
 	switch u.Scheme {
 	case "https":
 	case "http":
 		if !o.InsecureEndpoint && !isLoopback(u.Hostname()) {
-			return nil, fmt.Errorf("endpoint %s is plain HTTP, so the API key could be read on the way: write https, or insecure_endpoint if you know better", text)
+			return nil, fmt.Errorf("endpoint %s is plain HTTP, so the API key could be read on the way: use https, or set insecure_endpoint if you accept that", text)
 		}
 	default:
 		return nil, fmt.Errorf("endpoint %q: the scheme is https", text)
@@ -250,7 +250,7 @@ func (o *PoolOptions) transportJSON(scheme string) (string, error) {
 		return "", errors.New("transport http: TLS options have no effect on an endpoint with http: write https, or remove them")
 	}
 	if t.TLS != nil && t.TLS.InsecureSkipVerify && !o.InsecureEndpoint {
-		return "", errors.New("transport http: tls_insecure_skip_verify lets anybody on the way read the API key: write tls_trust_pool with the authority's certificate, or insecure_endpoint if you know better")
+		return "", errors.New("transport http: tls_insecure_skip_verify lets anybody on the way read the API key: write tls_trust_pool with the authority's certificate, or set insecure_endpoint if you accept that")
 	}
 	if t.KeepAlive == nil {
 		t.KeepAlive = new(reverseproxy.KeepAlive)

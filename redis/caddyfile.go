@@ -149,7 +149,7 @@ func (s *Store) unmarshalTLS(d *caddyfile.Dispenser) error {
 			}
 			pool, ok := mod.(caddytls.CA)
 			if !ok {
-				return d.Errf("tls trust_pool %s is no source of certificates", name)
+				return d.Errf("tls trust_pool %s is not a source of certificates", name)
 			}
 			s.TLS.CARaw = caddyconfig.JSONModuleObject(pool, "provider", name, nil)
 			continue

@@ -79,7 +79,7 @@ func TestMistakes(t *testing.T) {
 		"address a\npassword s3cret" + key:                         "write one placeholder",
 		"address a\npassword {env.P} s3cret" + key:                 "and nothing else",
 		"address a\npassword" + key:                                "needs one placeholder",
-		"address a\nusername u" + key:                              "username stands without a password",
+		"address a\nusername u" + key:                              "username needs a password",
 		"address a\nusername" + key:                                "needs a name",
 		"address a\ndatabase s3cret" + key:                         "database needs a number",
 		"address a\ndatabase -1" + key:                             "write 0 or more",

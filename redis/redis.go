@@ -209,13 +209,13 @@ func (s *Store) check() error {
 	}
 	switch {
 	case s.Cluster && s.MasterName != "":
-		return errors.New("cluster and master_name exclude each other: Sentinel watches a server that is no Cluster")
+		return errors.New("cluster and master_name exclude each other: Sentinel watches a server that is not a Cluster")
 	case s.clustered() && s.Database != 0:
 		return errors.New("database: a Cluster has only database 0 (several addresses are a Cluster, unless master_name says that they are Sentinels)")
 	case s.Database < 0:
 		return fmt.Errorf("database %d: write 0 or more", s.Database)
 	case s.Username != "" && s.Password == "":
-		return errors.New("username stands without a password")
+		return errors.New("username needs a password")
 	case s.MasterName == "" && (s.SentinelUsername != "" || s.SentinelPassword != ""):
 		return errors.New("sentinel_username and sentinel_password are for Sentinels: add master_name")
 	}

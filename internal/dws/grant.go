@@ -14,7 +14,7 @@ import (
 var permissionMembers = [...]string{"document_permissions", "permissions"}
 
 // KnownPermissions are those that the API documents. Others are passed on with
-// a warning, since it may learn more; what looks like a slip is refused.
+// a warning, since it may learn more; what looks like a typo is refused.
 var KnownPermissions = []string{"read", "write", "download"}
 
 // Grant is what a token says that it permits.

@@ -51,13 +51,13 @@ func Parse(s string) (*Pattern, error) {
 		return nil, fmt.Errorf("pattern %q: a path pattern begins with a slash, for example /documents/:id", s)
 	}
 	if strings.ContainsAny(s, "{}") {
-		return nil, fmt.Errorf("pattern %q: placeholders are not replaced in patterns; write :id where the document's id stands, and for an id from elsewhere use document_id", s)
+		return nil, fmt.Errorf("pattern %q: placeholders are not replaced in patterns; write :id in place of the document's id, and for an id from elsewhere use document_id", s)
 	}
 	if strings.ContainsAny(s, "?#") {
 		return nil, fmt.Errorf("pattern %q: only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}", s)
 	}
 	if strings.ContainsAny(s, `%\()+`) {
-		return nil, fmt.Errorf(`pattern %q: none of %% \ ( ) + may stand in a pattern; paths are matched after decoding, so write the character itself, and use document_id with a path_regexp matcher for anything more`, s)
+		return nil, fmt.Errorf(`pattern %q: %% \ ( ) + are not allowed in a pattern; paths are matched after decoding, so write the character itself, and use document_id with a path_regexp matcher for anything more`, s)
 	}
 	if !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
 		return nil, fmt.Errorf("pattern %q: not printable UTF-8", s)
@@ -79,7 +79,7 @@ func Parse(s string) (*Pattern, error) {
 		}
 		if seg.kind == idSegment {
 			if p.hasID {
-				return nil, fmt.Errorf("pattern %q: :id stands twice; a route has one document", s)
+				return nil, fmt.Errorf("pattern %q: duplicate :id; a route has one document", s)
 			}
 			p.hasID = true
 		}
@@ -101,7 +101,7 @@ func parseSegment(s string) (segment, error) {
 		return segment{kind: anySegment}, nil
 	}
 	if strings.Contains(s, "*") {
-		return segment{}, fmt.Errorf("segment %q: * stands for a whole segment; inside one only :id is allowed", s)
+		return segment{}, fmt.Errorf("segment %q: * must be a whole segment; inside one only :id is allowed", s)
 	}
 	before, after, found := strings.Cut(s, ":")
 	if !found {
@@ -112,7 +112,7 @@ func parseSegment(s string) (segment, error) {
 		return segment{}, fmt.Errorf("segment %q: only :id is known after a colon; separate what follows it with a character such as . or -", s)
 	}
 	if strings.Contains(suffix, ":") {
-		return segment{}, fmt.Errorf("segment %q: :id stands once, and no other colon", s)
+		return segment{}, fmt.Errorf("segment %q: write :id once, and no other colon", s)
 	}
 	return segment{kind: idSegment, prefix: strings.ToLower(before), suffix: strings.ToLower(suffix)}, nil
 }

@@ -35,15 +35,15 @@ func requestURL(t testing.TB, target string) *url.URL {
 }
 
 func TestPatternMistakes(t *testing.T) {
-	const wrongCharacter = `: none of % \ ( ) + may stand in a pattern; paths are matched after decoding, so write the character itself, and use document_id with a path_regexp matcher for anything more`
+	const wrongCharacter = `: % \ ( ) + are not allowed in a pattern; paths are matched after decoding, so write the character itself, and use document_id with a path_regexp matcher for anything more`
 	const onlyID = ": only :id is known after a colon; separate what follows it with a character such as . or -"
 	for _, test := range []struct{ pattern, want string }{
 		{"", `pattern "": a path pattern begins with a slash, for example /documents/:id`},
 		{":id", `pattern ":id": a path pattern begins with a slash, for example /documents/:id`},
 		{"*", `pattern "*": a path pattern begins with a slash, for example /documents/:id`},
 		{"https://a/:id", `pattern "https://a/:id": a path pattern begins with a slash, for example /documents/:id`},
-		{"/{http.vars.a}/:id", `pattern "/{http.vars.a}/:id": placeholders are not replaced in patterns; write :id where the document's id stands, and for an id from elsewhere use document_id`},
-		{"/a}/:id", `pattern "/a}/:id": placeholders are not replaced in patterns; write :id where the document's id stands, and for an id from elsewhere use document_id`},
+		{"/{http.vars.a}/:id", `pattern "/{http.vars.a}/:id": placeholders are not replaced in patterns; write :id in place of the document's id, and for an id from elsewhere use document_id`},
+		{"/a}/:id", `pattern "/a}/:id": placeholders are not replaced in patterns; write :id in place of the document's id, and for an id from elsewhere use document_id`},
 		{"/a?id=:id", `pattern "/a?id=:id": only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}`},
 		{"/:id?", `pattern "/:id?": only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}`},
 		{"/a#:id", `pattern "/a#:id": only the path is matched; for an id in the query use document_id {http.request.uri.query.NAME}`},
@@ -62,14 +62,14 @@ func TestPatternMistakes(t *testing.T) {
 		{"/./:id", `pattern "/./:id": segment "." never matches: such paths are not canonical`},
 		{"/a/../:id", `pattern "/a/../:id": segment ".." never matches: such paths are not canonical`},
 		{"/:id/..", `pattern "/:id/..": segment ".." never matches: such paths are not canonical`},
-		{"/a/**", `pattern "/a/**": segment "**": * stands for a whole segment; inside one only :id is allowed`},
-		{"/a*/:id", `pattern "/a*/:id": segment "a*": * stands for a whole segment; inside one only :id is allowed`},
-		{"/:id*", `pattern "/:id*": segment ":id*": * stands for a whole segment; inside one only :id is allowed`},
-		{"/*.pdf", `pattern "/*.pdf": segment "*.pdf": * stands for a whole segment; inside one only :id is allowed`},
-		{"/:id/:id", `pattern "/:id/:id": :id stands twice; a route has one document`},
-		{"/a-:id/b/:id.x", `pattern "/a-:id/b/:id.x": :id stands twice; a route has one document`},
-		{"/:id:id", `pattern "/:id:id": segment ":id:id": :id stands once, and no other colon`},
-		{"/:id-:x", `pattern "/:id-:x": segment ":id-:x": :id stands once, and no other colon`},
+		{"/a/**", `pattern "/a/**": segment "**": * must be a whole segment; inside one only :id is allowed`},
+		{"/a*/:id", `pattern "/a*/:id": segment "a*": * must be a whole segment; inside one only :id is allowed`},
+		{"/:id*", `pattern "/:id*": segment ":id*": * must be a whole segment; inside one only :id is allowed`},
+		{"/*.pdf", `pattern "/*.pdf": segment "*.pdf": * must be a whole segment; inside one only :id is allowed`},
+		{"/:id/:id", `pattern "/:id/:id": duplicate :id; a route has one document`},
+		{"/a-:id/b/:id.x", `pattern "/a-:id/b/:id.x": duplicate :id; a route has one document`},
+		{"/:id:id", `pattern "/:id:id": segment ":id:id": write :id once, and no other colon`},
+		{"/:id-:x", `pattern "/:id-:x": segment ":id-:x": write :id once, and no other colon`},
 		{"/:document", `pattern "/:document": segment ":document"` + onlyID},
 		{"/:", `pattern "/:": segment ":"` + onlyID},
 		{"/a:b/:id", `pattern "/a:b/:id": segment "a:b"` + onlyID},

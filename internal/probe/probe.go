@@ -224,7 +224,7 @@ func adviceOn(err error) string {
 	case errors.As(err, &authority), errors.As(err, &invalid):
 		return "Its certificate is not signed by an authority that this machine knows. If a proxy looks into the traffic, try SSL_CERT_FILE=... with its authority's certificate in front of this command, and tls_trust_pool in viewer_session's transport."
 	case errors.As(err, &hostname):
-		return "Its certificate is for another name: check --endpoint, and what stands in between."
+		return "Its certificate is for another name: check --endpoint, and what is in between."
 	case strings.Contains(text, "refused"):
 		return "Nothing accepts connections there: check --endpoint."
 	default:

@@ -17,7 +17,7 @@ var onePlaceholder = regexp.MustCompile(`^\{[^{} \t]*\.[^{} \t]*\}$`)
 // not repeat it: it may well be the secret.
 func Check(option, value string) error {
 	if !onePlaceholder.MatchString(value) {
-		return fmt.Errorf("%s: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would stand in the admin API's /config and in the autosaved config", option)
+		return fmt.Errorf("%s: write one placeholder, such as {env.NAME} or {file./path/to/key}; a literal key (or {$NAME}, which becomes one) would appear in the admin API's /config and in the autosaved config", option)
 	}
 	if strings.HasPrefix(value, "{http.") {
 		hint := ""
