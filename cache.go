@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// tokenOverhead is what a cached token costs beside its bytes: the token
-	// itself, its place in ristretto's maps and in the access sketch.
+	// tokenOverhead is what a cached token costs in addition to its bytes: the
+	// struct and its share of ristretto's maps and access sketch.
 	tokenOverhead = 320
 
 	// typicalTokenBytes sizes the access sketch, which wants five to ten
@@ -42,14 +42,13 @@ const (
 
 // tokenCache holds tokens within a bound of bytes.
 //
-// Ristretto decides by frequency whom to keep, which protects the documents
-// that people read from a scanner's thousands of made-up ids. Two things it
-// does not promise are added here: a stored token is compared with the whole
-// key, since ristretto itself only knows a hash of it; and a token that the
-// admission policy turns away stays in a small first-in-first-out area, since
-// each of its look-ups would be a mint otherwise. Its ttl is not used: it would
-// read the clock at each look-up and keep a second index, for what every token
-// says of itself.
+// Ristretto keeps what is used often, which protects the documents that people
+// read from a scanner's thousands of made-up ids. Two guarantees are added here:
+// a stored token is compared with the whole key, since ristretto only knows a
+// hash of it; and a token that the admission policy turns away stays in a small
+// first-in-first-out area, since each look-up would be a mint otherwise.
+// Ristretto's ttl is not used: it would read the clock on each look-up and keep
+// a second index, for what every token knows itself.
 type tokenCache struct {
 	seed maphash.Seed
 
@@ -159,8 +158,8 @@ func (c *tokenCache) put(t *token, now clock.Time) {
 // purge forgets the tokens of one document, or all of them if documentID is
 // empty, and returns how many there were.
 func (c *tokenCache) purge(documentID string, now clock.Time) int {
-	// Whoever stores a token looks at the purges while storing is held: it has
-	// been stored by now and is found below, or will not be.
+	// A put looks at the purges while it holds storing: its token has been
+	// stored by now and is found below, or will not be stored.
 	c.storing.Lock()
 	c.purges.add(documentID, now.Mono())
 	c.storing.Unlock()

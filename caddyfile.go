@@ -126,7 +126,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.Errf("unrecognized subdirective %q of viewer_session; it takes document_path, document_id, session_path, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size, store and transport", option)
 		}
 	}
-	// Mistakes that only show in the whole are told now, not when the config
+	// Mistakes that only show in the whole are reported now, not when the config
 	// is loaded somewhere else.
 	if err := h.compile(); err != nil {
 		return d.WrapErr(err)
@@ -137,7 +137,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// likelyMeant are names that people try first.
+// likelyMeant are names that people are likely to try first.
 var likelyMeant = map[string]string{
 	"path": "document_path", "paths": "document_path", "route": "document_path", "document": "document_path", "documents_path": "document_path",
 	"session": "session_path", "session_paths": "session_path", "session_url": "session_path", "token_path": "session_path",
@@ -222,7 +222,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (known 
 	case "on_error":
 		err = oneArg(d, &h.OnError)
 	case "api_key":
-		// No error may quote what stands here: it may well be the key.
+		// No error may quote this value: it may well be the key.
 		h.APIKey = strings.Join(d.RemainingArgs(), " ")
 		err = wrap(d, secret.Check("api_key", h.APIKey))
 	case "endpoint":
@@ -408,8 +408,8 @@ func addClaim(d *caddyfile.Dispenser, option string, set *map[string]json.RawMes
 	return nil
 }
 
-// refuseRepeated refuses an option that stands there already, but for session
-// paths, and for claims, which are told apart by their names.
+// refuseRepeated refuses an option that is given twice, except session paths,
+// and claims, which have names of their own.
 func refuseRepeated(d *caddyfile.Dispenser, seen map[string]bool, option string) error {
 	switch option {
 	case "claim", "claim_json", "document_claim", "document_claim_json", "session_path":

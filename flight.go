@@ -12,7 +12,7 @@ import (
 	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
 
-// flightOptions say what a flight is for, beside the claims of its token.
+// flightOptions say what a flight is for, in addition to the claims.
 type flightOptions struct {
 	renewal      bool       // nobody has to wait for it
 	rejected     *token     // the cached token, which a browser says was rejected

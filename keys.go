@@ -37,7 +37,7 @@ func (k *keyring) promote(id *mint.KeyID) {
 	if before == *id {
 		return
 	}
-	// First the list, so that there is no moment without the tokens in use.
+	// The list first, so that the tokens in use are found at any moment.
 	previous := []mint.KeyID{before}
 	if older := k.previous.Load(); older != nil {
 		previous = append(previous, *older...)

@@ -22,11 +22,11 @@ func init() {
 	caddy.RegisterModule(new(Handler))
 }
 
-// Handler stands in front of a web app. For requests to pages that show a
-// document it gets a Nutrient DWS Viewer session token, cached or freshly
-// minted, and hands it to the next handler in a request header or cookie.
-// Whatever a client sends under that header's or cookie's name is removed from
-// every request, also from those that get no token.
+// Handler sits in front of a web app. For requests to pages that show a document
+// it gets a Nutrient DWS Viewer session token, cached or freshly minted, and
+// hands it to the next handler in a request header or cookie. Whatever a client
+// sends under the name of that header or cookie is removed from every request,
+// including those that get no token.
 //
 // What is matched is the path that the client asked for, before rewrites.
 //
@@ -203,7 +203,7 @@ func (h *Handler) compile() error {
 	return h.compileRoutes()
 }
 
-// warn tells the operator what is allowed, but likely a mistake.
+// warn logs what is allowed, but likely a mistake.
 func (h *Handler) warn(endpoint *url.URL) {
 	if endpoint.Path == "" || endpoint.Path == "/" {
 		h.logger.Warn("the endpoint has no path; the DWS Viewer API mints tokens at "+defaultEndpoint, zap.String("endpoint", endpoint.String()))

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 )
 
@@ -81,4 +82,225 @@ func TestHalfAnHourOfOutage(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestValidTokenOutlivesAnOutage(t *testing.T) {
+	for name, outage := range map[string]dwstest.Answer{
+		"refused": dwstest.Unreachable, "5xx": dwstest.Failing(500), "hangs": dwstest.Hanging, "key refused": dwstest.Failing(403), "rejected": dwstest.Failing(404),
+		"throttled": dwstest.Failing(429, "Retry-After", "60"), "rubbish": func(dwstest.Request) (*http.Response, error) {
+			return dwstest.Respond(200, "<html>")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withPool(t, nil, func(t *testing.T, p *poolTest) {
+				first := p.want("doc", resultMinted)
+				p.api.Set(outage)
+				waited := 0
+				for range 59 {
+					time.Sleep(time.Minute)
+					start := time.Now()
+					tok, _, f := p.get(t.Context(), testClaims("doc"))
+					if f != nil || tok != first {
+						t.Fatalf("after %s: %v", time.Since(start), f)
+					}
+					if time.Since(start) > 0 {
+						waited++
+					}
+				}
+				if waited > 0 {
+					t.Errorf("%d requests with a valid token waited for the API", waited)
+				}
+				time.Sleep(time.Minute) // exp is now
+				if tok, _, f := p.get(t.Context(), testClaims("doc")); f == nil {
+					t.Fatalf("a token that expired %s ago was handed out", time.Since(time.Unix(tok.exp, 0)))
+				}
+				p.api.Set(nil)
+				time.Sleep(time.Minute)
+				p.want("doc", resultMinted)
+				p.want("doc", resultHit)
+			})
+		})
+	}
+}
+
+func TestOneBadDocumentHoldsUpNobody(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.Set(func(r dwstest.Request) (*http.Response, error) {
+			if r.Document == "bad" {
+				return dwstest.Failing(500)(r)
+			}
+			return dwstest.Grant(dwstest.Token(1, r.Exp))
+		})
+		for i := range 100 {
+			p.wantFailure("bad", reasonUnavailable)
+			p.want(fmt.Sprintf("good%d", i), resultMinted)
+			time.Sleep(2 * time.Second)
+		}
+		// Not even where nobody else was there in between.
+		for range 100 {
+			p.wantFailure("bad", reasonUnavailable)
+			time.Sleep(2 * time.Second)
+		}
+		p.want("last", resultMinted)
+	})
+}
+
+func TestBadProbeDoesNotStandForAll(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.Set(dwstest.Unreachable)
+		for i := range 10 {
+			p.wantFailure(fmt.Sprint("down", i), reasonUnavailable)
+		}
+		p.api.Set(func(r dwstest.Request) (*http.Response, error) {
+			if r.Document == "bad" {
+				return dwstest.Failing(500)(r)
+			}
+			return dwstest.Grant(dwstest.Token(1, r.Exp))
+		})
+		// The bad document always asks first.
+		deadline := time.Now().Add(time.Minute)
+		for time.Now().Before(deadline) {
+			p.wantFailure("bad", reasonUnavailable)
+			if _, _, f := p.get(t.Context(), testClaims("good")); f == nil {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		t.Error("within a minute, no other document got through")
+	})
+}
+
+func TestBackoffBoundsCallsAndEndsByItself(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.Set(dwstest.Failing(500))
+		const requests = 6000
+		for i := range requests {
+			p.wantFailure(fmt.Sprint("doc", i), reasonUnavailable)
+			time.Sleep(100 * time.Millisecond)
+		}
+		// Ten minutes, with a delay of at most 10 s and at least half of it.
+		if got := p.api.Count(); got < 600/10 || got > 600/5+20 {
+			t.Errorf("%d mints were tried in ten minutes of outage", got)
+		}
+		p.api.Set(nil)
+		start := time.Now()
+		for i := 0; ; i++ {
+			if _, _, f := p.get(t.Context(), testClaims(fmt.Sprint("back", i))); f == nil {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if took := time.Since(start); took > maxDelay {
+			t.Errorf("it took %s to notice that the API is back", took)
+		}
+		for i := range 50 {
+			p.want(fmt.Sprint("all", i), resultMinted)
+		}
+	})
+}
+
+func TestRetryAfterIsKept(t *testing.T) {
+	for name, tc := range map[string]struct {
+		value     string
+		held, end time.Duration
+	}{
+		"seconds":  {"120", 119 * time.Second, 121 * time.Second},
+		"a year":   {"31536000", 299 * time.Second, 301 * time.Second},
+		"huge":     {"18446744073709551615", 299 * time.Second, 301 * time.Second},
+		"nonsense": {"soon", 200 * time.Millisecond, maxDelay},
+		"negative": {"-5", 200 * time.Millisecond, maxDelay},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withPool(t, nil, func(t *testing.T, p *poolTest) {
+				p.api.Set(dwstest.Failing(429, "Retry-After", tc.value))
+				p.wantFailure("doc", reasonThrottled)
+				p.api.Set(nil)
+				start := time.Now()
+				for time.Since(start) < tc.held {
+					f := p.wantFailure("doc", reasonThrottled)
+					if until := clock.Now().Until(f.retryAt); until <= 0 || until > 5*time.Minute {
+						t.Fatalf("retry in %s", until)
+					}
+					p.wantFailure("other", reasonThrottled)
+					time.Sleep(100 * time.Millisecond)
+				}
+				p.wantMints(1)
+				time.Sleep(tc.end - tc.held)
+				p.want("doc", resultMinted)
+			})
+		})
+	}
+}
+
+func TestPermanentRefusalIsRememberedForSeconds(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.Set(dwstest.Failing(404))
+		for range 10 {
+			p.wantFailure("doc", reasonRefused)
+			time.Sleep(100 * time.Millisecond)
+		}
+		p.wantMints(1)
+		time.Sleep(refusalMemory)
+		p.wantFailure("doc", reasonRefused)
+		p.wantMints(2)
+	})
+}
+
+func TestRefusalsBySomeStrangersIDsOpenNoBackoff(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.Set(dwstest.Failing(400))
+		for i := range 100 {
+			p.wantFailure(fmt.Sprint("made-up", i), reasonRefused)
+		}
+		p.api.Set(nil)
+		p.want("real", resultMinted)
+	})
+}
+
+func TestRetryAfterCountsFromTheAnswer(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.Delay = 3 * time.Second
+		p.api.Set(dwstest.Failing(429, "Retry-After", "3"))
+		if f := p.wantFailure("doc", reasonThrottled); clock.Now().Until(f.retryAt) != 3*time.Second {
+			t.Errorf("retry in %s", clock.Now().Until(f.retryAt))
+		}
+	})
+}
+
+func TestRenewalsThatAreHeldBackCostNoRate(t *testing.T) {
+	withPool(t, func(s *poolSettings) { s.rate, s.burst = 1, 40 }, func(t *testing.T, p *poolTest) {
+		for i := range 20 {
+			p.want(fmt.Sprint("doc", i), resultMinted)
+		}
+		time.Sleep(30 * time.Minute)
+		p.api.Set(dwstest.Failing(429, "Retry-After", "300"))
+		p.wantFailure("cold", reasonThrottled)
+		for i := range 20 {
+			p.want(fmt.Sprint("doc", i), resultRenewing)
+		}
+		p.api.Set(nil)
+		time.Sleep(5 * time.Minute)
+		p.want("probe", resultMinted) // it is back
+	})
+}
+
+// A panic in a probe must not keep the probe's place for good.
+func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
+	withPool(t, nil, func(t *testing.T, p *poolTest) {
+		p.api.Set(dwstest.Failing(500))
+		for i := range 10 {
+			p.wantFailure(fmt.Sprint("down", i), reasonUnavailable)
+		}
+		if !p.minter.Failing(clock.Now()) {
+			t.Fatal("no back-off")
+		}
+		p.api.Set(func(dwstest.Request) (*http.Response, error) { panic("boom") })
+		for i := range 10 {
+			time.Sleep(2 * maxDelay)
+			p.wantFailure(fmt.Sprint("panics", i), reasonUnavailable)
+		}
+		p.api.Set(nil)
+		time.Sleep(2 * maxDelay)
+		p.want("doc", resultMinted)
+	})
 }

@@ -250,7 +250,7 @@ func (p *pool) wait(ctx context.Context, key string, c *claims.Claims, o flightO
 }
 
 // start starts a flight for the key, or joins the one that is under way. It ends
-// by itself within the timeout, whoever waits for it.
+// by itself within the timeout, even if nobody waits for it.
 func (p *pool) start(key, client string, c *claims.Claims, o flightOptions) (f *flight, started bool) {
 	copied := *c
 	return p.flights.start(nameOf(key), client, p.minter.NewWaiters, func(f *flight) {

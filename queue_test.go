@@ -12,7 +12,6 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
-	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
 
@@ -330,28 +329,88 @@ func TestJoinedFlightKeepsMinRemaining(t *testing.T) {
 	})
 }
 
-// After a rotation the API that works with the new key is believed when it
-// refuses a document: a former key's token would say what is not true any more.
-func TestFormerTokenDoesNotStandInForARefusal(t *testing.T) {
-	for status, want := range map[int]reason{422: reasonRefused, 404: reasonRefused, 409: reasonRefused} {
-		withRotatedKey(t, func(t *testing.T, p *poolTest, old *token) {
-			p.want("proves", resultMinted) // the new key works
-			p.api.Set(dwstest.Failing(status))
-			for range 3 {
-				p.wantFailure("doc", want)
-				time.Sleep(refusalMemory)
+func TestMintRate(t *testing.T) {
+	settings := func(s *poolSettings) { s.rate, s.burst, s.timeout = 10, 5, 2*time.Second }
+	t.Run("queues within the timeout, then 503", func(t *testing.T) {
+		withPool(t, settings, func(t *testing.T, p *poolTest) {
+			var served, limited atomic.Int32
+			var latest atomic.Int64
+			start := time.Now()
+			var wg sync.WaitGroup
+			for i := range 100 {
+				wg.Go(func() {
+					_, _, f := p.get(t.Context(), testClaims(fmt.Sprint("doc", i)))
+					if f == nil {
+						served.Add(1)
+						if took := int64(time.Since(start)); took > latest.Load() {
+							latest.Store(took)
+						}
+						return
+					}
+					limited.Add(1)
+					if f.reason != reasonRateLimited || f.reason.status() != 503 || clock.At(start).Until(f.retryAt) < time.Second {
+						t.Errorf("%s %d retry at %s", f.reason, f.reason.status(), f.retryAt.Wall())
+					}
+					if took := time.Since(start); took > 0 {
+						t.Errorf("a request that cannot be served waited %s for its 503", took)
+					}
+				})
+			}
+			wg.Wait()
+			// 5 at once and 10 in a second, but for the one who would come in the
+			// last moment: half of the timeout is the mint's.
+			if got := served.Load(); got != 14 {
+				t.Errorf("%d served, want 14", got)
+			}
+			if got := time.Duration(latest.Load()); got > time.Second {
+				t.Errorf("the last was served after %s", got)
+			}
+			p.wantMints(14)
+			time.Sleep(2 * time.Second)
+			p.want("later", resultMinted)
+		})
+	})
+	t.Run("renewals count and give way", func(t *testing.T) {
+		withPool(t, settings, func(t *testing.T, p *poolTest) {
+			p.want("doc", resultMinted)
+			time.Sleep(30 * time.Minute)
+			var wg sync.WaitGroup
+			for i := range 10 {
+				wg.Go(func() { _, _, _ = p.get(t.Context(), testClaims(fmt.Sprint("cold", i))) })
+			}
+			synctest.Wait() // five minted, five wait
+			p.wantMints(6)
+			p.want("doc", resultRenewing)
+			p.wantMints(6)
+			wg.Wait()
+			p.wantMints(11)
+			time.Sleep(2 * time.Second)
+			p.want("doc", resultRenewing)
+			p.wantMints(12)
+			p.want("doc", resultHit)
+		})
+	})
+	t.Run("a valid token is not refused for the rate", func(t *testing.T) {
+		withPool(t, settings, func(t *testing.T, p *poolTest) {
+			p.want("doc", resultMinted)
+			time.Sleep(50 * time.Minute)
+			for i := range 100 {
+				go func() { _, _, _ = p.get(t.Context(), testClaims(fmt.Sprint("cold", i))) }()
+			}
+			synctest.Wait()
+			p.want("doc", resultStale)
+			time.Sleep(5 * time.Second)
+		})
+	})
+	t.Run("off", func(t *testing.T) {
+		withPool(t, func(s *poolSettings) { s.rate, s.burst, _ = (&MintRate{Off: true}).limits() }, func(t *testing.T, p *poolTest) {
+			start := time.Now()
+			for i := range 5000 {
+				p.want(fmt.Sprint("doc", i), resultMinted)
+			}
+			if waited := time.Since(start); waited > 0 {
+				t.Errorf("waited for %s", waited)
 			}
 		})
-	}
-	withRotatedKey(t, func(t *testing.T, p *poolTest, old *token) {
-		p.want("proves", resultMinted)
-		p.api.Set(dwstest.Granting(`{"permissions": ["write"]}`))
-		p.wantFailure("doc", reasonOverGranted)
-		// And the honest case beside it.
-		p.api.Set(dwstest.Failing(503))
-		time.Sleep(refusalMemory)
-		if got := p.want("doc", resultStale); got != old {
-			t.Error("another token")
-		}
 	})
 }

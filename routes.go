@@ -34,7 +34,7 @@ func (h *Handler) compileRoutes() error {
 		}
 		routes = []Route{{}}
 	} else if h.DocumentID != "" && !slices.ContainsFunc(routes, Route.hasPages) {
-		routes = append(slices.Clone(routes), Route{}) // document_id stands for all paths, as it does alone
+		routes = append(slices.Clone(routes), Route{}) // document_id applies to all paths, as it does alone
 	}
 	var sessions, pages []*route
 	for i, config := range routes {
@@ -147,8 +147,8 @@ func (h *Handler) newPage(config Route) (*route, error) {
 	return r, nil
 }
 
-// newSession compiles the paths at which the browser fetches a token. Where
-// they say no document, the app does.
+// newSession compiles the paths at which the browser fetches a token. If they
+// do not name the document, the app does.
 func (h *Handler) newSession(config Route) (*route, error) {
 	r := &route{session: true}
 	for _, path := range config.SessionPaths {
@@ -166,8 +166,8 @@ func (h *Handler) newSession(config Route) (*route, error) {
 
 const defaultDocumentIDFormat = `[A-Za-z0-9_~-]{1,128}`
 
-// matchesDefaultIDFormat is defaultDocumentIDFormat by hand: on every viewer request,
-// a compiled regexp would be the dearest part of matching.
+// matchesDefaultIDFormat is defaultDocumentIDFormat by hand: a compiled regexp
+// would be the most expensive part of matching.
 func matchesDefaultIDFormat(id string) bool {
 	if id == "" || len(id) > 128 {
 		return false
@@ -236,12 +236,12 @@ func (h *Handler) matchRoute(rt *route, path string, r *http.Request) (id string
 	return id, err == nil && h.fits(id)
 }
 
-// fits reports whether a document's id that is no part of the path may be used.
+// fits reports whether a document id that does not come from the path may be used.
 func (h *Handler) fits(id string) bool { return utf8.ValidString(id) && h.idFormat(id) }
 
-// skipsToken is true for requests to a viewer route that get no token by rule:
-// OPTIONS shows no document, TRACE would echo the token, and error routes are
-// not what the token is for, so that an instance there only strips.
+// skipsToken reports whether a request to a viewer route gets no token by rule:
+// OPTIONS shows no document, TRACE would echo the token, and in error routes the
+// handler only strips.
 func skipsToken(r *http.Request) bool {
 	return r.Method == http.MethodOptions || r.Method == http.MethodTrace ||
 		r.Context().Value(caddyhttp.ErrorCtxKey) != nil

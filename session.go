@@ -37,7 +37,7 @@ var rejectedNames = strip.New(rejectedHeader, "")
 // token. The app is asked first, and gets no token: if it answers 204, the
 // browser gets one. Any other answer of the app passes as it is.
 func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, info *requestInfo, template *claims.Template) error {
-	info.bypass() // unless the app says yes
+	info.bypass() // unless the app approves
 	if rejected := r.Header.Get(rejectedHeader); rejected != "" {
 		info.rejected = rejected
 	}
@@ -47,8 +47,8 @@ func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next cadd
 	if site := r.Header.Get("Sec-Fetch-Site"); fetches && (site == "cross-site" || site == "same-site") {
 		return h.failSession(w, info, &failure{reason: reasonCrossSite, err: fmt.Errorf("a %s page asks for a token", site)})
 	}
-	// What the request is worth is settled before the app is called, which may
-	// run handlers that change placeholders.
+	// Claims are resolved before the app is called, which may run handlers that
+	// change placeholders.
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	var c claims.Claims
 	missing := template.Resolve(&c, repl, info.documentID)
@@ -75,11 +75,11 @@ func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next cadd
 	return writeSession(w, r, token)
 }
 
-// approvalWriter holds the app's 204 back and lets everything else pass, but for
-// what the app tells the gateway in headers. It buffers nothing.
+// approvalWriter holds back the app's 204 and passes on everything else, except
+// the headers in which the app tells the gateway more. It buffers nothing.
 type approvalWriter struct {
 	caddyhttp.ResponseWriterWrapper
-	fetches     bool // whether a 204 is a yes
+	fetches     bool // whether a 204 is an approval
 	wroteHeader bool
 	approved    bool
 	approval    approval
@@ -140,8 +140,8 @@ func (w *approvalWriter) FlushError() error {
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// failSession answers with an error: on_error has no say here, since the
-// browser needs a token or a reason.
+// failSession answers with an error, whatever on_error says: the browser needs a
+// token or a reason.
 func (h *Handler) failSession(w http.ResponseWriter, info *requestInfo, f *failure) error {
 	keepPrivate(w.Header())
 	return h.fail(w, info, f)

@@ -43,8 +43,7 @@ const (
 // PoolOptions say how tokens are minted and kept.
 type PoolOptions struct {
 	// The API key of the DWS Viewer API: one placeholder, such as
-	// `{env.NAME}` or `{file./path}`, so that the key itself stands in no
-	// config. It is resolved when the config loads, and again when the API
+	// `{env.NAME}` or `{file./path}`, so that the key itself is in no config. It is resolved when the config loads, and again when the API
 	// refuses the key. Default: `{env.NUTRIENT_DWS_VIEWER_API_KEY}`
 	APIKey string `json:"api_key,omitempty"`
 
@@ -95,7 +94,7 @@ type MintRate struct {
 // pool's key, compared as a whole.
 type poolSettings struct {
 	endpoint  string
-	apiKey    string // the placeholder, not what it stands for
+	apiKey    string // the placeholder, not its value
 	timeout   time.Duration
 	rate      float64 // per second; infinite for none
 	burst     int
@@ -202,7 +201,7 @@ func (o *PoolOptions) parseEndpoint() (*url.URL, error) {
 	return u, nil
 }
 
-// redactURL hides what stands before an at sign.
+// redactURL hides what is before an at sign.
 func redactURL(text string) string {
 	if at := strings.LastIndexByte(text, '@'); at >= 0 {
 		return "…" + text[at:]
@@ -314,7 +313,7 @@ func withoutMember(object json.RawMessage, name string) (json.RawMessage, error)
 	return json.Marshal(members)
 }
 
-// resolveKey returns the API key that the placeholder stands for.
+// resolveKey returns the value of the placeholder.
 func resolveKey(placeholder string) (string, error) {
 	key, err := secret.Resolve("api_key", placeholder)
 	if err != nil {

@@ -25,8 +25,8 @@ import (
 // takes, when the store is down or hangs.
 //
 // Names are arbitrary bytes, up to some kilobytes. Names and entries are
-// secrets: whoever can read an entry can use the token in it, and a name tells
-// who looks at what. What a store keeps must be unreadable for others, and an
+// secrets: an entry holds a token that can be used, and a name tells who looks at
+// what. What a store keeps must be unreadable for others, and an
 // entry must not be accepted under another name than its own.
 type Store interface {
 	// Acquire returns the entry under the name, unless it is the one whose
@@ -184,7 +184,7 @@ func (l *look) acquire() (*token, *lease, error) {
 				return nil, under, fmt.Errorf("another gateway renews the token: %w", mint.ErrYielded)
 			}
 			if !sleep(ctx, pause/2+rand.N(pause)) {
-				return nil, under, nil // whoever has the lock may be gone
+				return nil, under, nil // the owner of the lock may be gone
 			}
 			pause = min(2*pause, lastLook)
 		}

@@ -5,20 +5,16 @@ package redis
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
-	"github.com/sony/gobreaker/v2"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
@@ -230,29 +226,6 @@ func (s *Store) check() error {
 
 func (s *Store) clustered() bool { return s.MasterName == "" && (s.Cluster || len(s.Address) > 1) }
 
-// client is connections with their circuit breakers.
-type client struct {
-	redis.UniversalClient
-	timeout time.Duration
-
-	// inUse is held for reading during an operation, and for writing to close.
-	inUse  sync.RWMutex
-	closed bool
-
-	// A Cluster has a breaker for each node, by address, so that one node
-	// which is down does not keep the others from being asked.
-	breaker *gobreaker.CircuitBreaker[any]
-	nodes   sync.Map
-}
-
-func newBreaker() *gobreaker.CircuitBreaker[any] {
-	return gobreaker.NewCircuitBreaker[any](gobreaker.Settings{
-		Timeout:      openFor,
-		ReadyToTrip:  func(counts gobreaker.Counts) bool { return counts.ConsecutiveFailures >= failuresToOpen },
-		IsSuccessful: alive,
-	})
-}
-
 // connect makes a client, which connects when it is needed.
 func (s *Store) connect(ctx caddy.Context) error {
 	options, err := s.options(ctx)
@@ -269,13 +242,6 @@ func (s *Store) connect(ctx caddy.Context) error {
 		s.client.UniversalClient = redis.NewClient(options.Simple())
 	}
 	return nil
-}
-
-// alive reports whether the server can go on being asked. One that cannot
-// write at the moment still answers look-ups.
-func alive(err error) bool {
-	return err == nil || redis.IsOOMError(err) || redis.IsReadOnlyError(err) || redis.IsNoReplicasError(err) ||
-		redis.HasErrorPrefix(err, "MISCONF")
 }
 
 // options are go-redis' options. Nothing is tried twice: the gateway would
@@ -372,233 +338,6 @@ func (s *Store) Cleanup() error {
 		s.client.retire()
 	}
 	return nil
-}
-
-// retired are clients of former configs that are still open, the oldest first.
-var retired struct {
-	sync.Mutex
-	clients []*client
-}
-
-// retire closes the client after a while, or as soon as others have retired
-// after it.
-func (c *client) retire() {
-	retired.Lock()
-	defer retired.Unlock()
-	retired.clients = append(retired.clients, c)
-	for len(retired.clients) > maxRetired {
-		go retired.clients[0].shut() // ends with the operations under way
-		retired.clients = retired.clients[1:]
-	}
-	time.AfterFunc(closeAfter, func() {
-		retired.Lock()
-		retired.clients = slices.DeleteFunc(retired.clients, func(other *client) bool { return other == c })
-		retired.Unlock()
-		c.shut()
-	})
-}
-
-// shut closes the client when no operation is under way.
-func (c *client) shut() {
-	c.inUse.Lock()
-	defer c.inUse.Unlock()
-	if !c.closed {
-		c.closed = true
-		_ = c.Close()
-	}
-}
-
-// use runs an operation, unless the client has been closed.
-func (c *client) use(operation func() (any, error)) (any, error) {
-	c.inUse.RLock()
-	defer c.inUse.RUnlock()
-	if c.closed {
-		return nil, viewersession.ErrStoreUnavailable
-	}
-	return operation()
-}
-
-// do runs one operation on the key, unless its server is known to be down.
-func (c *client) do(ctx context.Context, key string, operation func(ctx context.Context) (any, error)) (any, error) {
-	return c.use(func() (any, error) { return c.doOpen(ctx, key, operation) })
-}
-
-func (c *client) doOpen(ctx context.Context, key string, operation func(ctx context.Context) (any, error)) (any, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	breaker := c.breaker
-	if cluster, ok := c.UniversalClient.(*redis.ClusterClient); ok {
-		node, err := run(breaker, func() (any, error) { return cluster.MasterForKey(ctx, key) })
-		if err != nil {
-			return nil, err
-		}
-		address := node.(*redis.Client).Options().Addr
-		ofNode, ok := c.nodes.Load(address)
-		if !ok {
-			ofNode, _ = c.nodes.LoadOrStore(address, newBreaker())
-		}
-		breaker = ofNode.(*gobreaker.CircuitBreaker[any])
-	}
-	return run(breaker, func() (any, error) { return operation(ctx) })
-}
-
-func run(breaker *gobreaker.CircuitBreaker[any], operation func() (any, error)) (any, error) {
-	result, err := breaker.Execute(operation)
-	if _, moved := redis.IsMovedError(err); moved {
-		err = fmt.Errorf("%w; the server is a node of a Cluster: write cluster", err)
-	}
-	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
-		return nil, viewersession.ErrStoreUnavailable
-	}
-	return result, err
-}
-
-// tryOut does what a mint does, so that a mistake shows when the config loads.
-func (s *Store) tryOut(ctx context.Context) error {
-	name := rand.Text()
-	got, err := s.Acquire(ctx, name, "", time.Second)
-	if err != nil {
-		return err
-	}
-	return s.Release(ctx, name, got.Lock)
-}
-
-var (
-	acquireScript = redis.NewScript(`
-local entry = redis.call('GET', KEYS[1])
-if entry and entry ~= '' and (ARGV[1] == '' or string.sub(entry, 1, #ARGV[1]) ~= ARGV[1]) then
-	-- A user of the server without the right to ask is told nothing.
-	local ttl = redis.pcall('PTTL', KEYS[1])
-	return {'entry', entry, type(ttl) == 'number' and tostring(ttl) or '0'}
-end
-if ARGV[3] == '0' then
-	return {'none'}
-end
-if redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then
-	return {'locked'}
-end
-return {'held'}`)
-
-	putScript = redis.NewScript(`
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) == ARGV[3] then
-	redis.call('DEL', KEYS[2])
-end
-return 1`)
-
-	releaseScript = redis.NewScript(`
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-	return redis.call('DEL', KEYS[1])
-end
-return 0`)
-)
-
-// entryKey and lockKey have the name in braces, so that a Cluster keeps them
-// on one node, where one script can use both.
-func (s *Store) entryKey(sealedName string) string { return s.prefix() + ":{" + sealedName + "}" }
-func (s *Store) lockKey(sealedName string) string  { return s.entryKey(sealedName) + ":lock" }
-
-func (s *Store) prefix() string {
-	if s.Prefix == "" {
-		return DefaultPrefix
-	}
-	return s.Prefix
-}
-
-// Acquire implements viewersession.Store.
-func (s *Store) Acquire(ctx context.Context, name, stale string, lockFor time.Duration) (viewersession.Acquired, error) {
-	sealer := s.sealers[0]
-	got, err := s.acquire(ctx, sealer, sealer.name(name), stale, lockFor)
-	if err != nil || got.Entry != nil || len(s.sealers) == 1 || strings.HasPrefix(stale, string(sealer.header[:])) {
-		return got, err
-	}
-	// There is none of the new key. Gateways that do not have it yet put
-	// theirs where the previous key says.
-	sealer = s.sealers[1]
-	previous, err := s.acquire(ctx, sealer, sealer.name(name), "", 0)
-	if err != nil || previous.Entry == nil || previous.Version == stale {
-		return got, nil // a lock that has been got must not be lost
-	}
-	if got.Lock != "" {
-		if err := s.Release(ctx, name, got.Lock); err != nil {
-			return got, nil
-		}
-	}
-	return previous, nil
-}
-
-func (s *Store) acquire(ctx context.Context, sealer *sealer, sealedName, stale string, lockFor time.Duration) (viewersession.Acquired, error) {
-	owner := rand.Text()
-	for {
-		result, err := s.client.do(ctx, s.entryKey(sealedName), func(ctx context.Context) (any, error) {
-			return acquireScript.Run(ctx, s.client, []string{s.entryKey(sealedName), s.lockKey(sealedName)},
-				stale, owner, lockFor.Milliseconds()).StringSlice()
-		})
-		if err != nil {
-			if lockFor == 0 {
-				return viewersession.Acquired{}, err
-			}
-			// The server may have done it without being heard.
-			return viewersession.Acquired{Lock: owner}, err
-		}
-		switch reply := result.([]string); {
-		case len(reply) == 3 && reply[0] == "entry":
-			sealed := []byte(reply[1])
-			entry, err := sealer.open(sealedName, sealed)
-			if err == nil {
-				milliseconds, _ := strconv.ParseInt(reply[2], 10, 64) // what the script says
-				return viewersession.Acquired{Entry: entry, Version: versionOf(sealed), TTL: time.Duration(max(milliseconds, 0)) * time.Millisecond}, nil
-			}
-			s.logDamaged(err)
-			stale = versionOf(sealed) // as good as none
-		case len(reply) == 1 && reply[0] == "locked":
-			return viewersession.Acquired{Lock: owner}, nil
-		default:
-			return viewersession.Acquired{}, nil
-		}
-	}
-}
-
-func (s *Store) logDamaged(err error) {
-	s.damaged.Do(func() {
-		s.logger.Error("refused an entry in the shared store that was damaged or put there by somebody else; see who can write to it",
-			zap.Error(err))
-	})
-}
-
-// Put implements viewersession.Store.
-func (s *Store) Put(ctx context.Context, name, lock string, entry []byte, ttl time.Duration) error {
-	sealedName := s.sealers[0].name(name)
-	sealed, err := s.sealers[0].seal(sealedName, entry)
-	if err != nil {
-		return err
-	}
-	return s.finish(ctx, s.entryKey(sealedName), lock, func(ctx context.Context) error {
-		return putScript.Run(ctx, s.client, []string{s.entryKey(sealedName), s.lockKey(sealedName)},
-			sealed, max(ttl.Milliseconds(), 1), lock).Err()
-	})
-}
-
-// Release implements viewersession.Store.
-func (s *Store) Release(ctx context.Context, name, lock string) error {
-	key := s.lockKey(s.sealers[0].name(name))
-	return s.finish(ctx, key, lock, func(ctx context.Context) error {
-		return releaseScript.Run(ctx, s.client, []string{key}, lock).Err()
-	})
-}
-
-// finish runs what ends a mint. Whoever has a lock tries to give it back even
-// if the server is held to be down: others would wait for it if it is not.
-func (s *Store) finish(ctx context.Context, key, lock string, operation func(ctx context.Context) error) error {
-	_, err := s.client.do(ctx, key, func(ctx context.Context) (any, error) { return nil, operation(ctx) })
-	if lock != "" && errors.Is(err, viewersession.ErrStoreUnavailable) {
-		_, err = s.client.use(func() (any, error) {
-			ctx, cancel := context.WithTimeout(ctx, s.client.timeout)
-			defer cancel()
-			return nil, operation(ctx)
-		})
-	}
-	return err
 }
 
 // quietly logs what go-redis has to say for those who debug: what matters

@@ -28,8 +28,8 @@ const (
 	prefixBytes = headerBytes + nonceBytes
 )
 
-// sealer makes names and entries unreadable for whoever reads the store, and
-// finds out whoever changes them.
+// sealer makes names and entries unreadable for anyone with access to the store,
+// and detects changes.
 type sealer struct {
 	header  [headerBytes]byte
 	names   []byte // the key that names are made with
@@ -78,7 +78,7 @@ func (s *sealer) aead(sealedName string) (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-// associated is what an entry is bound to beside its key.
+// associated is what an entry is bound to, in addition to its key.
 func (s *sealer) associated(sealedName string) []byte {
 	return append(s.header[:], sealedName...)
 }

@@ -17,7 +17,7 @@ type Claims struct {
 
 	VaryBy []string // further parts of the cache key, not sent
 
-	// MinRemaining decides when a cached token is renewed. It is no part of
+	// MinRemaining decides when a cached token is renewed. It is not part of
 	// the key: a token does not differ by how long it will be used.
 	MinRemaining time.Duration
 

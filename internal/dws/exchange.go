@@ -23,8 +23,8 @@ func (x Exchange) At() (latest time.Time, ok bool) {
 	return date.Add(datePrecision), err == nil
 }
 
-// Offset is how far this machine's clock is surely ahead of the API's, or
-// behind if negative: 0 if they may agree; ok is false if the answer does not
+// Offset is how far this machine's clock is ahead of the API's, or behind if
+// negative, at least: 0 if they may agree; ok is false if the answer does not
 // say. A date has whole seconds, and was written some time between request and
 // answer.
 func (x Exchange) Offset() (offset time.Duration, ok bool) {

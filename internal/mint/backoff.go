@@ -29,7 +29,7 @@ const (
 	maxDelay   = 10 * time.Second
 
 	// How long a failed request is not sent again: a refusal for longer, but
-	// not so long that whoever fixes its cause has to wait.
+	// not so long that its cause, once fixed, goes on.
 	refusalMemory = 5 * time.Second
 	failureMemory = time.Second
 
@@ -65,7 +65,7 @@ type backoff struct {
 	lastFailed          hash // the document that failed last: others come first
 }
 
-// hash stands for a request or a document, whose own length strangers choose.
+// hash identifies a request or a document, whose own length strangers choose.
 type hash [sha256.Size]byte
 
 type remembered struct {

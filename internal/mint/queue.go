@@ -40,14 +40,14 @@ type queue struct {
 	usual   time.Duration // how long mints take
 }
 
-// line is where one client's places stand, the oldest first.
+// line holds one client's places, the oldest first.
 type line struct {
 	client string
 	places list.List // of *place
 }
 
-// place is where a mint stands in the lines of all clients that wait for it. It
-// has its turn at the first of theirs. It is guarded by the queue's lock.
+// place is a mint's place in the lines of all clients that wait for it. It has its
+// turn at the first of theirs. It is guarded by the queue's lock.
 type place struct {
 	deadline time.Duration // the mint's
 	entries  map[string]*list.Element
@@ -113,13 +113,13 @@ func (q *queue) enter(client string, deadline time.Duration) *place {
 	defer q.mu.Unlock()
 	p := &place{deadline: deadline, entries: make(map[string]*list.Element), decided: make(chan struct{})}
 	q.refill()
-	q.stand(p, client)
+	q.admit(p, client)
 	q.dispatch()
 	return p
 }
 
-// join gives another client that waits for the same mint an entry in its line as
-// well. Where there is no room for it, the client waits for the others' turns.
+// join gives another client that waits for the same mint an entry in its line. If
+// there is no room for it, the client waits for the others' turns.
 func (q *queue) join(p *place, client string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -173,9 +173,9 @@ func (q *queue) reserve() time.Duration {
 	return min(q.timeout, max(q.timeout/2, q.usual+q.usual/4))
 }
 
-// stand gives a new place an entry in the client's line, if there is room. The
+// admit gives a new place an entry in the client's line, if there is room. The
 // lock is held.
-func (q *queue) stand(p *place, client string) {
+func (q *queue) admit(p *place, client string) {
 	own, lines := 0, q.turns.Len()
 	if turn := q.lines[client]; turn != nil {
 		own = turn.Value.(*line).places.Len()

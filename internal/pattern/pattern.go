@@ -18,14 +18,14 @@ type Pattern struct {
 	text     string // as it is written
 	segments []segment
 	hasID    bool
-	rest     bool // the last segment is "*": it stands for one segment or more
+	rest     bool // the last segment is "*": it matches one segment or more
 }
 
 type segment struct {
 	kind segmentKind
 
-	// prefix is the whole segment for a literal, and what stands before :id
-	// otherwise; suffix is what stands after :id. Both are lower-cased.
+	// prefix is the whole segment for a literal, and what is before :id
+	// otherwise; suffix is what is after :id. Both are lower-cased.
 	prefix, suffix string
 }
 

@@ -1,5 +1,5 @@
 // Package secret is for options that hold a secret: they name where it is, so
-// that it does not stand in the config.
+// that it does not appear in the config.
 package secret
 
 import (
@@ -29,7 +29,7 @@ func Check(option, value string) error {
 	return nil
 }
 
-// Resolve returns what the placeholder stands for, without white space around
+// Resolve returns the value of the placeholder, without white space around
 // it: files end in a newline.
 func Resolve(option, placeholder string) (string, error) {
 	value, err := caddy.NewReplacer().ReplaceOrErr(placeholder, true, true)

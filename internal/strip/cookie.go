@@ -37,8 +37,8 @@ func stripCookie(header http.Header, name string) {
 	}
 }
 
-// RemoveCookie takes off a cookie with this very value, and leaves everything
-// beside it as it is.
+// RemoveCookie removes a cookie with this very value, and leaves its neighbors
+// as they are.
 func RemoveCookie(header http.Header, name, value string) {
 	pair := name + "=" + value
 	var kept []string

@@ -82,8 +82,8 @@ func holdsCookie(placed []Placed, name string) bool {
 	return slices.ContainsFunc(placed, func(p Placed) bool { return p.Cookie != "" && MayHoldCookie(p.Cookie, name) })
 }
 
-// aliasesHeader reports whether an app could take a header of this name for the
-// carrier's. CGI, WSGI and Rack apps see X_Viewer_Session, X.Viewer.Session and
+// aliasesHeader reports whether an app could take a header of this name for
+// ours. CGI, WSGI and Rack apps see X_Viewer_Session, X.Viewer.Session and
 // X-Viewer-Session as one and the same variable, and other servers fold more.
 func (n Names) aliasesHeader(name string) bool {
 	// Most names are longer or shorter, or begin with another letter, which is

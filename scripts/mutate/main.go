@@ -61,7 +61,7 @@ func (m mutant) run() ([]string, error) {
 		return nil, err
 	}
 	if n := strings.Count(string(source), m.from); n != 1 {
-		return nil, fmt.Errorf("%q stands %d times in %s, not once", m.from, n, m.file)
+		return nil, fmt.Errorf("%q is found %d times in %s, not once", m.from, n, m.file)
 	}
 	dir, err := os.MkdirTemp("", "mutate")
 	if err != nil {

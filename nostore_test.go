@@ -1,0 +1,117 @@
+package viewersession
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
+)
+
+func TestPagesWithATokenAreNotStored(t *testing.T) {
+	write := func(header ...string) func(http.ResponseWriter, *http.Request) error {
+		return func(w http.ResponseWriter, r *http.Request) error {
+			for i := 0; i+1 < len(header); i += 2 {
+				w.Header().Add(header[i], header[i+1])
+			}
+			_, err := io.WriteString(w, "page")
+			return err
+		}
+	}
+	const forbidden = "private, no-store"
+	for name, tc := range map[string]struct {
+		allowStore bool
+		do         func(http.ResponseWriter, *http.Request) error
+		want       string
+	}{
+		"says nothing":        {false, write(), forbidden},
+		"public":              {false, write("Cache-Control", "public, max-age=60"), forbidden},
+		"no-cache":            {false, write("Cache-Control", "no-cache"), forbidden},
+		"no-store":            {false, write("Cache-Control", "max-age=0, No-Store"), "max-age=0, No-Store"},
+		"no-store below":      {false, write("Cache-Control", "private", "Cache-Control", "no-store"), "private|no-store"},
+		"allow_store":         {true, write("Cache-Control", "public"), "public"},
+		"allow_store nothing": {true, write(), ""},
+		"for shared caches":   {false, write("Surrogate-Control", "max-age=60", "CDN-Cache-Control", "max-age=60", "X-Accel-Expires", "60"), forbidden},
+		"status only": {false, func(w http.ResponseWriter, _ *http.Request) error {
+			w.WriteHeader(http.StatusNoContent)
+			return nil
+		}, forbidden},
+		"nothing at all": {false, func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Cache-Control", "public")
+			return nil
+		}, forbidden},
+		"flush": {false, func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Cache-Control", "public")
+			return http.NewResponseController(w).Flush()
+		}, forbidden},
+		"read from": {false, func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Cache-Control", "public")
+			_, err := io.Copy(w, strings.NewReader("page"))
+			return err
+		}, forbidden},
+	} {
+		t.Run(name, func(t *testing.T) {
+			options := ""
+			if tc.allowStore {
+				options = "allow_store"
+			}
+			h := newTestHandler(t, new(dwstest.API), "viewer_session {\ndocument_path /documents/:id\n"+options+"\n}")
+			next := &app{do: tc.do}
+			r, w := newRequest("GET", "/documents/doc", "If-None-Match", `"x"`, "If-Modified-Since", "Mon, 01 Jan 2024 00:00:00 GMT")
+			if err := h.ServeHTTP(w, r, next); err != nil {
+				t.Fatal(err)
+			}
+			sent := w.Result().Header
+			if got := strings.Join(sent["Cache-Control"], "|"); got != tc.want {
+				t.Errorf("Cache-Control %q, want %q", got, tc.want)
+			}
+			conditional := next.header.Get("If-None-Match") != "" || next.header.Get("If-Modified-Since") != ""
+			if conditional != tc.allowStore {
+				t.Errorf("conditional headers reached the app: %t", conditional)
+			}
+			for _, name := range []string{"Surrogate-Control", "Cdn-Cache-Control", "X-Accel-Expires"} {
+				if sent.Get(name) != "" {
+					t.Errorf("%s is still there", name)
+				}
+			}
+		})
+	}
+	t.Run("other routes are left alone", func(t *testing.T) {
+		h := newTestHandler(t, new(dwstest.API), oneRoute)
+		next := &app{do: write("Cache-Control", "public")}
+		r, w := newRequest("GET", "/elsewhere", "If-None-Match", `"x"`)
+		if err := h.ServeHTTP(w, r, next); err != nil {
+			t.Fatal(err)
+		}
+		if w.Header().Get("Cache-Control") != "public" || next.header.Get("If-None-Match") == "" {
+			t.Error("caching of a page without a token was changed")
+		}
+		if placeholder(r, "result") != "" {
+			t.Error("placeholders are set off the viewer routes")
+		}
+	})
+}
+
+func TestEarlyHintsAreNotTheFinalHeader(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = new(Handler).serveUncached(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+			w.WriteHeader(http.StatusEarlyHints)
+			w.Header().Set("Cache-Control", "public")
+			w.WriteHeader(http.StatusOK)
+			return nil
+		}), new(requestInfo))
+	}))
+	defer srv.Close()
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got := resp.Header.Get("Cache-Control"); got != "private, no-store" {
+		t.Errorf("Cache-Control %q", got)
+	}
+}
