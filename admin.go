@@ -80,13 +80,6 @@ type poolStatus struct {
 	Store         *storeStatus      `json:"store"` // null if there is none
 }
 
-type errorStatus struct {
-	At     *time.Time `json:"at,omitempty"`
-	Until  *time.Time `json:"until,omitempty"`
-	Reason string     `json:"reason,omitempty"`
-	Error  string     `json:"error"`
-}
-
 // storeStatus is what the admin API says of the shared store.
 type storeStatus struct {
 	Operations   map[string]map[string]uint64 `json:"operations"`

@@ -22,6 +22,7 @@ import (
 
 	"github.com/viewersession/caddy-viewer-session/internal/claims"
 	"github.com/viewersession/caddy-viewer-session/internal/dws"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 	"github.com/viewersession/caddy-viewer-session/internal/probe"
 )
 
@@ -135,7 +136,7 @@ func (m *mintCommand) check() error {
 		Request:   dws.Request{DocumentID: m.document, Permissions: claims.SplitPermissions(options.Permissions), UserID: m.user, TTL: ttl},
 		ShowToken: m.showToken, KeyFile: m.keyFile, KeyVariable: m.keyVariable,
 	}
-	if m.probe.Timeout, err = caddy.ParseDuration(m.timeout); err != nil || m.probe.Timeout < minTimeout || m.probe.Timeout > maxTimeout {
+	if m.probe.Timeout, err = caddy.ParseDuration(m.timeout); err != nil || m.probe.Timeout < minTimeout || m.probe.Timeout > mint.MaxTimeout {
 		return fmt.Errorf("--timeout %q: write a duration from 100ms to 1m", m.timeout)
 	}
 	pool := PoolOptions{Endpoint: m.endpoint, InsecureEndpoint: m.insecureEndpoint}

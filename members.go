@@ -32,7 +32,7 @@ func newMember(transport http.RoundTripper, store Store, logger *zap.Logger, api
 
 // members are the configs that use a pool, the oldest first. It is a mint.Source.
 type members struct {
-	apiKey     string // the placeholder
+	resolveKey func() (string, error) // what the placeholder gives now
 	keyChanged func()
 	keyChecks  *rate.Limiter
 
@@ -90,7 +90,7 @@ func (ms *members) Refresh(refused *mint.Key) bool {
 	if !ms.keyChecks.Allow() {
 		return false
 	}
-	apiKey, err := resolveKey(ms.apiKey)
+	apiKey, err := ms.resolveKey()
 	if err != nil || apiKey == refused.Secret {
 		return false
 	}

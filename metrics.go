@@ -7,15 +7,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-const namespace, subsystem = "caddy", "viewer_session"
-
-// mintDuration lives as long as the process, as Caddy's registry does not.
-var mintDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
-	Namespace: namespace, Subsystem: subsystem, Name: "mint_duration_seconds",
-	Help:    "How long requests to mint a token took, whatever came of them.",
-	Buckets: []float64{0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60},
-}, []string{"endpoint"})
-
 // collector makes the metrics when they are asked for, from what all pools have
 // counted: several may have the same endpoint.
 type collector struct {

@@ -91,35 +91,10 @@ type Handler struct {
 	pool   *pool
 	member *member
 
-	names    strip.Names
-	routes   []*route // session paths first
-	idFormat func(string) bool
-	log      logLimiter
-	logger   *zap.Logger
-}
-
-// Route is a set of paths that show documents.
-type Route struct {
-	// Path patterns. `:id` is the document id, with literal text around it
-	// in its segment allowed; `*` is one segment, as the last one the rest
-	// (one segment or more). Literals match as in Caddy's path matcher:
-	// decoded once, ignoring case. A trailing slash is ignored.
-	Paths []string `json:"paths,omitempty"`
-
-	// Path patterns at which the browser fetches a token. The app is asked
-	// first, without a token: if it answers 204, the browser gets one as
-	// JSON; any other answer is passed on. With its 204, the app may name
-	// another document, permissions and user in the response headers
-	// `X-Viewer-Document`, `X-Viewer-Permissions` and `X-Viewer-User`;
-	// patterns without `:id` need the first. They are tried before the
-	// paths of all routes.
-	SessionPaths []string `json:"session_paths,omitempty"`
-
-	// The document id from a placeholder, for patterns without `:id`.
-	DocumentID string `json:"document_id,omitempty"`
-
-	// What the API is asked for on this route, where it differs.
-	TokenOptions
+	names strip.Names
+	router
+	log    logLimiter
+	logger *zap.Logger
 }
 
 // CaddyModule returns the Caddy module information.
@@ -189,10 +164,7 @@ func (h *Handler) Cleanup() error {
 // it as well, so that mistakes show when a config is adapted.
 func (h *Handler) compile() error {
 	var err error
-	if h.names, err = h.newNames(); err != nil {
-		return err
-	}
-	if h.idFormat, err = newIDFormat(h.DocumentIDFormat); err != nil {
+	if h.names, err = newNames(h.RequestHeader, h.RequestCookie); err != nil {
 		return err
 	}
 	switch h.OnError {
@@ -200,7 +172,8 @@ func (h *Handler) compile() error {
 	default:
 		return fmt.Errorf("on_error %q: write fail or pass", h.OnError)
 	}
-	return h.compileRoutes()
+	h.router, err = newRouter(h.Routes, h.DocumentID, h.DocumentIDFormat, h.TokenOptions)
+	return err
 }
 
 // warn logs what is allowed, but likely a mistake.

@@ -14,26 +14,24 @@ import (
 const defaultRequestHeader = "X-Viewer-Session"
 
 // newNames checks the names of the header and the cookie.
-func (h *Handler) newNames() (strip.Names, error) {
-	header := textproto.CanonicalMIMEHeaderKey(h.RequestHeader)
-	if header == "" && h.RequestCookie == "" {
+func newNames(requestHeader, requestCookie string) (strip.Names, error) {
+	header := textproto.CanonicalMIMEHeaderKey(requestHeader)
+	if header == "" && requestCookie == "" {
 		header = defaultRequestHeader
 	}
 	if header != "" && !httpguts.ValidHeaderFieldName(header) {
-		return strip.Names{}, fmt.Errorf("request_header %q is not a header name: write letters, digits and hyphens", h.RequestHeader)
+		return strip.Names{}, fmt.Errorf("request_header %q is not a header name: write letters, digits and hyphens", requestHeader)
 	}
 	if reservedHeader(header) {
 		return strip.Names{}, fmt.Errorf("request_header %s has a meaning of its own: choose a name of yours, such as %s", header, defaultRequestHeader)
 	}
-	if cookie := h.RequestCookie; cookie != "" {
-		if !cookieName.MatchString(cookie) {
-			return strip.Names{}, fmt.Errorf("request_cookie %q is not a cookie name: write letters, digits, hyphens and underscores", cookie)
-		}
-		if strings.Trim(cookie, "._-") == "" {
-			return strip.Names{}, fmt.Errorf("request_cookie %q has no letter or digit: servers take such names for white space", cookie)
-		}
+	if requestCookie != "" && !cookieName.MatchString(requestCookie) {
+		return strip.Names{}, fmt.Errorf("request_cookie %q is not a cookie name: write letters, digits, hyphens and underscores", requestCookie)
 	}
-	return strip.New(header, h.RequestCookie), nil
+	if requestCookie != "" && strings.Trim(requestCookie, "._-") == "" {
+		return strip.Names{}, fmt.Errorf("request_cookie %q has no letter or digit: servers take such names for white space", requestCookie)
+	}
+	return strip.New(header, requestCookie), nil
 }
 
 // cookieName leaves out what could not be told apart after folding and unescaping.

@@ -8,33 +8,26 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// serveUncached calls the next handler and keeps its response out of caches,
-// unless the config leaves that to the app: a page that holds a token, or shows
-// that there was none, must be neither stored nor revalidated.
-func (h *Handler) serveUncached(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, info *requestInfo) error {
-	if h.AllowStore {
-		return next.ServeHTTP(w, r)
-	}
-	delete(r.Header, "If-None-Match")
-	delete(r.Header, "If-Modified-Since")
-	writer := &info.noStore
-	if writer.ResponseWriter != nil {
-		writer = new(noStoreWriter) // the room in info is taken
-	}
-	writer.ResponseWriter = w
-	err := next.ServeHTTP(writer, r)
-	if err == nil {
-		writer.setNoStore() // for a handler that wrote nothing
-	}
-	return err
-}
-
 // noStoreWriter sets Cache-Control just before the final response header is
 // written. It buffers nothing.
 type noStoreWriter struct {
 	caddyhttp.ResponseWriterWrapper
 	cacheControl [1]string // room for the header's value
 	wroteHeader  bool
+}
+
+// serve calls the next handler and keeps its response out of caches: a page that
+// holds a token, or shows that there was none, must be neither stored nor
+// revalidated.
+func (w *noStoreWriter) serve(under http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	delete(r.Header, "If-None-Match")
+	delete(r.Header, "If-Modified-Since")
+	w.ResponseWriter = under
+	err := next.ServeHTTP(w, r)
+	if err == nil {
+		w.setNoStore() // for a handler that wrote nothing
+	}
+	return err
 }
 
 // WriteHeader implements http.ResponseWriter.

@@ -98,7 +98,7 @@ func TestPagesWithATokenAreNotStored(t *testing.T) {
 
 func TestEarlyHintsAreNotTheFinalHeader(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = new(Handler).serveUncached(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		_ = new(Handler).forward(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
 			w.WriteHeader(http.StatusEarlyHints)
 			w.Header().Set("Cache-Control", "public")
 			w.WriteHeader(http.StatusOK)

@@ -13,8 +13,6 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
-	"github.com/caddyserver/caddy/v2"
-
 	"github.com/viewersession/caddy-viewer-session/internal/claims"
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
 	"github.com/viewersession/caddy-viewer-session/internal/dws"
@@ -43,20 +41,7 @@ type pool struct {
 	noExpWarned, fewerWarned, unverifiedWarned atomic.Bool
 }
 
-// joinPool adds a member to the pool with these settings and makes the pool if
-// there is none.
-func joinPool(settings poolSettings, endpoint *url.URL, m *member, now func() clock.Time) (*pool, error) {
-	value, _, err := pools.LoadOrNew(settings, func() (caddy.Destructor, error) {
-		return newPool(settings, endpoint, m, now)
-	})
-	if err != nil {
-		return nil, err
-	}
-	p := value.(*pool)
-	p.members.add(m)
-	return p, nil
-}
-
+// newPool returns the pool for a first member, which is not added to it yet.
 func newPool(settings poolSettings, endpoint *url.URL, first *member, now func() clock.Time) (*pool, error) {
 	p := &pool{
 		settings: settings,
@@ -79,26 +64,11 @@ func newPool(settings poolSettings, endpoint *url.URL, first *member, now func()
 		apiTime: p.minter.APITime, now: now, stats: p.stats, logger: p.members.logger, redact: p.redact,
 		peeks: make(chan struct{}, maxPeeks),
 	}
-	p.members.apiKey, p.members.keyChanged = settings.apiKey, p.minter.KeyChanged
+	p.members.resolveKey = func() (string, error) { return resolveKey(settings.apiKey) }
+	p.members.keyChanged = p.minter.KeyChanged
 	p.members.keyChecks = rate.NewLimiter(keyCheckRate, keyCheckRate)
 	p.keys.current.Store(&first.key.Load().ID)
-	register(p)
 	return p, nil
-}
-
-// leave takes a member out. The pool ends with the last one.
-func (p *pool) leave(m *member) error {
-	p.members.remove(m)
-	_, err := pools.Delete(p.settings)
-	return err
-}
-
-// Destruct implements caddy.Destructor. Mints under way go on for the requests
-// that wait for them; each ends by its timeout.
-func (p *pool) Destruct() error {
-	p.cache.close()
-	retire(p, time.Now())
-	return nil
 }
 
 // get returns a token with these claims, cached or minted. ctx only bounds how

@@ -7,14 +7,12 @@ import (
 	"time"
 
 	"github.com/viewersession/caddy-viewer-session/internal/claims"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
-
-// epoch counts purges: it is the time that purges know.
-type epoch uint32
 
 // purgeMemory is how long a purge must be remembered: no mint that was under
 // way at the purge lasts longer.
-const purgeMemory = 3 * maxTimeout
+const purgeMemory = 3 * mint.MaxTimeout
 
 // purgeLog remembers purges for as long as a mint can be under way, since what
 // such a mint brings has been purged as well.

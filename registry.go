@@ -1,17 +1,54 @@
 package viewersession
 
 import (
+	"net/url"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 )
 
 // pools keeps what must survive a reload: tokens, back-off, the rate limit and
 // mints that are under way. The new config's handlers are provisioned before
 // the old one's are cleaned up, so a pool that both use never ends in between.
 var pools = caddy.NewUsagePool()
+
+// joinPool adds a member to the pool with these settings and makes the pool if
+// there is none.
+func joinPool(settings poolSettings, endpoint *url.URL, m *member, now func() clock.Time) (*pool, error) {
+	value, _, err := pools.LoadOrNew(settings, func() (caddy.Destructor, error) {
+		p, err := newPool(settings, endpoint, m, now)
+		if err == nil {
+			register(p)
+		}
+		return p, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	p := value.(*pool)
+	p.members.add(m)
+	return p, nil
+}
+
+// leave takes a member out. The pool ends with the last one.
+func (p *pool) leave(m *member) error {
+	p.members.remove(m)
+	_, err := pools.Delete(p.settings)
+	return err
+}
+
+// Destruct implements caddy.Destructor. Mints under way go on for the requests
+// that wait for them; each ends by its timeout.
+func (p *pool) Destruct() error {
+	p.cache.close()
+	retire(p, time.Now())
+	return nil
+}
 
 // registry knows all pools, and what those counted that no config uses any more: a
 // counter must not go back when a reload changes a pool's settings. It has one
@@ -31,7 +68,7 @@ type retiredPool struct {
 	at time.Time
 }
 
-const retiredPoolGrace = 2 * maxTimeout
+const retiredPoolGrace = 2 * mint.MaxTimeout
 
 // register adds a pool.
 func register(p *pool) {

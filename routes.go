@@ -17,6 +17,32 @@ import (
 	"github.com/viewersession/caddy-viewer-session/internal/pattern"
 )
 
+// Route is a set of paths that show documents.
+type Route struct {
+	// Path patterns. `:id` is the document id, with literal text around it
+	// in its segment allowed; `*` is one segment, as the last one the rest
+	// (one segment or more). Literals match as in Caddy's path matcher:
+	// decoded once, ignoring case. A trailing slash is ignored.
+	Paths []string `json:"paths,omitempty"`
+
+	// Path patterns at which the browser fetches a token. The app is asked
+	// first, without a token: if it answers 204, the browser gets one as
+	// JSON; any other answer is passed on. With its 204, the app may name
+	// another document, permissions and user in the response headers
+	// `X-Viewer-Document`, `X-Viewer-Permissions` and `X-Viewer-User`;
+	// patterns without `:id` need the first. They are tried before the
+	// paths of all routes.
+	SessionPaths []string `json:"session_paths,omitempty"`
+
+	// The document id from a placeholder, for patterns without `:id`.
+	DocumentID string `json:"document_id,omitempty"`
+
+	// What the API is asked for on this route, where it differs.
+	TokenOptions
+}
+
+func (r Route) hasPages() bool { return len(r.Paths) > 0 || len(r.SessionPaths) == 0 }
+
 // route is a compiled Route, or the session paths of one.
 type route struct {
 	patterns   []*pattern.Pattern // none: every path
@@ -25,25 +51,34 @@ type route struct {
 	session    bool // the browser fetches its token here, and the app decides
 }
 
-// compileRoutes completes the routes with the handler's settings.
-func (h *Handler) compileRoutes() error {
-	routes := h.Routes
-	if len(routes) == 0 {
-		if h.DocumentID == "" {
-			return errors.New("no route: say which paths show a document with document_path, for example: document_path /documents/:id")
+// router finds the route of a request.
+type router struct {
+	routes   []*route // session paths first
+	idFormat func(string) bool
+}
+
+// newRouter compiles routes and completes them with what is the same for all.
+func newRouter(configs []Route, documentID, idFormat string, options TokenOptions) (router, error) {
+	if len(configs) == 0 {
+		if documentID == "" {
+			return router{}, errors.New("no route: say which paths show a document with document_path, for example: document_path /documents/:id")
 		}
-		routes = []Route{{}}
-	} else if h.DocumentID != "" && !slices.ContainsFunc(routes, Route.hasPages) {
-		routes = append(slices.Clone(routes), Route{}) // document_id applies to all paths, as it does alone
+		configs = []Route{{}}
+	} else if documentID != "" && !slices.ContainsFunc(configs, Route.hasPages) {
+		configs = append(slices.Clone(configs), Route{}) // document_id applies to all paths, as it does alone
+	}
+	fits, err := newIDFormat(idFormat)
+	if err != nil {
+		return router{}, err
 	}
 	var sessions, pages []*route
-	for i, config := range routes {
-		session, page, err := h.newRoute(config)
+	for i, config := range configs {
+		session, page, err := config.compile(documentID, options)
 		if err != nil {
 			if paths := slices.Concat(config.Paths, config.SessionPaths); len(paths) > 0 {
-				return fmt.Errorf("route %s: %w", paths[0], err)
+				return router{}, fmt.Errorf("route %s: %w", paths[0], err)
 			}
-			return fmt.Errorf("route %d: %w", i+1, err)
+			return router{}, fmt.Errorf("route %d: %w", i+1, err)
 		}
 		if session != nil {
 			sessions = append(sessions, session)
@@ -52,19 +87,17 @@ func (h *Handler) compileRoutes() error {
 			pages = append(pages, page)
 		}
 	}
-	h.routes = slices.Concat(sessions, pages)
-	return h.checkRoutes()
+	rt := router{slices.Concat(sessions, pages), fits}
+	return rt, rt.check(documentID)
 }
 
-func (r Route) hasPages() bool { return len(r.Paths) > 0 || len(r.SessionPaths) == 0 }
-
-// checkRoutes refuses what can never have an effect.
-func (h *Handler) checkRoutes() error {
+// check refuses what can never have an effect.
+func (rt *router) check(documentID string) error {
 	defaultIDUsed := false
 	var sessions []*pattern.Pattern // that match whatever the id is
 	seen := make(map[string]*route)
-	for _, r := range h.routes {
-		defaultIDUsed = defaultIDUsed || h.DocumentID != "" && r.documentID == h.DocumentID
+	for _, r := range rt.routes {
+		defaultIDUsed = defaultIDUsed || documentID != "" && r.documentID == documentID
 		for _, p := range r.patterns {
 			path := strings.ToLower(strings.TrimSuffix(p.String(), "/"))
 			// Without :id the document's id decides as well, but for session paths.
@@ -82,29 +115,29 @@ func (h *Handler) checkRoutes() error {
 			}
 		}
 	}
-	if h.DocumentID != "" && !defaultIDUsed {
-		return fmt.Errorf("document_id %s is never used: every pattern has :id; remove one or the other", h.DocumentID)
+	if documentID != "" && !defaultIDUsed {
+		return fmt.Errorf("document_id %s is never used: every pattern has :id; remove one or the other", documentID)
 	}
 	return nil
 }
 
-// newRoute completes a route with the handler's settings and compiles its
+// compile completes the route with the handler's settings and compiles its
 // session paths and its pages, either of which may be none.
-func (h *Handler) newRoute(config Route) (session, page *route, err error) {
-	documentID := config.DocumentID
-	if len(config.SessionPaths) > 0 {
-		if session, err = h.newSession(config); err != nil {
+func (r Route) compile(defaultID string, defaults TokenOptions) (session, page *route, err error) {
+	documentID := r.DocumentID
+	if len(r.SessionPaths) > 0 {
+		if session, err = r.compileSession(defaultID); err != nil {
 			return nil, nil, err
 		}
 		documentID = session.documentID
 	}
-	if config.hasPages() {
-		if page, err = h.newPage(config); err != nil {
+	if r.hasPages() {
+		if page, err = r.compilePages(defaultID); err != nil {
 			return nil, nil, err
 		}
 		documentID = page.documentID
 	}
-	options := config.TokenOptions.over(h.TokenOptions)
+	options := r.TokenOptions.over(defaults)
 	if err := options.check(documentID); err != nil {
 		return nil, nil, err
 	}
@@ -112,56 +145,56 @@ func (h *Handler) newRoute(config Route) (session, page *route, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, r := range []*route{session, page} {
-		if r != nil {
-			r.template = template
+	for _, compiled := range []*route{session, page} {
+		if compiled != nil {
+			compiled.template = template
 		}
 	}
 	return session, page, nil
 }
 
-// newPage compiles the paths that show documents.
-func (h *Handler) newPage(config Route) (*route, error) {
-	r := &route{documentID: config.DocumentID}
-	withoutID := len(config.Paths) == 0
-	for _, path := range config.Paths {
+// compilePages compiles the paths that show documents.
+func (r Route) compilePages(defaultID string) (*route, error) {
+	compiled := &route{documentID: r.DocumentID}
+	withoutID := len(r.Paths) == 0
+	for _, path := range r.Paths {
 		p, err := pattern.Parse(path)
 		if err != nil {
 			return nil, err
 		}
-		if p.HasID() && config.DocumentID != "" {
+		if p.HasID() && r.DocumentID != "" {
 			return nil, fmt.Errorf("pattern %q has :id, and the route has document_id: the id comes from one or the other", path)
 		}
-		if !p.HasID() && config.DocumentID == "" && h.DocumentID == "" {
+		if !p.HasID() && r.DocumentID == "" && defaultID == "" {
 			return nil, fmt.Errorf("pattern %q has no :id and there is no document_id: write :id in place of the document's id, for example /documents/:id, or say with document_id where it comes from", path)
 		}
 		withoutID = withoutID || !p.HasID()
-		r.patterns = append(r.patterns, p)
+		compiled.patterns = append(compiled.patterns, p)
 	}
-	if withoutID && r.documentID == "" {
-		r.documentID = h.DocumentID
+	if withoutID && compiled.documentID == "" {
+		compiled.documentID = defaultID
 	}
-	if withoutID && r.documentID == "" {
+	if withoutID && compiled.documentID == "" {
 		return nil, errors.New("neither a path nor a document_id")
 	}
-	return r, nil
+	return compiled, nil
 }
 
-// newSession compiles the paths at which the browser fetches a token. If they
+// compileSession compiles the paths at which the browser fetches a token. If they
 // do not name the document, the app does.
-func (h *Handler) newSession(config Route) (*route, error) {
-	r := &route{session: true}
-	for _, path := range config.SessionPaths {
+func (r Route) compileSession(defaultID string) (*route, error) {
+	compiled := &route{session: true}
+	for _, path := range r.SessionPaths {
 		p, err := pattern.Parse(path)
 		if err != nil {
 			return nil, err
 		}
 		if !p.HasID() {
-			r.documentID = cmp.Or(config.DocumentID, h.DocumentID)
+			compiled.documentID = cmp.Or(r.DocumentID, defaultID)
 		}
-		r.patterns = append(r.patterns, p)
+		compiled.patterns = append(compiled.patterns, p)
 	}
-	return r, nil
+	return compiled, nil
 }
 
 const defaultDocumentIDFormat = `[A-Za-z0-9_~-]{1,128}`
@@ -200,7 +233,7 @@ func newIDFormat(expr string) (func(string) bool, error) {
 
 // match returns the first route that matches the path the client asked for,
 // before rewrites, and the document id.
-func (h *Handler) match(r *http.Request) (*route, string) {
+func (rt *router) match(r *http.Request) (*route, string) {
 	u := r.URL
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
 		u = original.URL
@@ -209,19 +242,19 @@ func (h *Handler) match(r *http.Request) (*route, string) {
 	if !ok {
 		return nil, ""
 	}
-	for _, route := range h.routes {
-		if id, ok := h.matchRoute(route, path, r); ok {
-			return route, id
+	for _, candidate := range rt.routes {
+		if id, ok := rt.matchRoute(candidate, path, r); ok {
+			return candidate, id
 		}
 	}
 	return nil, ""
 }
 
-func (h *Handler) matchRoute(rt *route, path string, r *http.Request) (id string, ok bool) {
-	matched := len(rt.patterns) == 0
-	for _, p := range rt.patterns {
+func (rt *router) matchRoute(candidate *route, path string, r *http.Request) (id string, ok bool) {
+	matched := len(candidate.patterns) == 0
+	for _, p := range candidate.patterns {
 		id, ok := p.Match(path)
-		if ok && p.HasID() && h.idFormat(id) {
+		if ok && p.HasID() && rt.idFormat(id) {
 			return id, true
 		}
 		matched = matched || ok && !p.HasID()
@@ -229,15 +262,15 @@ func (h *Handler) matchRoute(rt *route, path string, r *http.Request) (id string
 	if !matched {
 		return "", false
 	}
-	id, err := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceOrErr(rt.documentID, true, true)
-	if rt.session && (rt.documentID == "" || err != nil) {
+	id, err := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceOrErr(candidate.documentID, true, true)
+	if candidate.session && (candidate.documentID == "" || err != nil) {
 		return "", true // the app may know
 	}
-	return id, err == nil && h.fits(id)
+	return id, err == nil && rt.fits(id)
 }
 
 // fits reports whether a document id that does not come from the path may be used.
-func (h *Handler) fits(id string) bool { return utf8.ValidString(id) && h.idFormat(id) }
+func (rt *router) fits(id string) bool { return utf8.ValidString(id) && rt.idFormat(id) }
 
 // skipsToken reports whether a request to a viewer route gets no token by rule:
 // OPTIONS shows no document, TRACE would echo the token, and in error routes the

@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/viewersession/caddy-viewer-session/internal/dws"
+	"github.com/viewersession/caddy-viewer-session/internal/mint"
 	"github.com/viewersession/caddy-viewer-session/internal/secret"
 )
 
@@ -26,7 +27,7 @@ const (
 	defaultMintBurst = 1000
 	defaultCacheSize = 64 << 20
 
-	minTimeout, maxTimeout   = 100 * time.Millisecond, time.Minute
+	minTimeout               = 100 * time.Millisecond
 	minCacheSize             = 1 << 20
 	maxCacheSize             = 64 << 30
 	minMintRate, maxMintRate = 0.001, 1e6
@@ -121,7 +122,7 @@ func (o *PoolOptions) settings() (poolSettings, *url.URL, error) {
 	if s.timeout == 0 {
 		s.timeout = defaultTimeout
 	}
-	if s.timeout < minTimeout || s.timeout > maxTimeout {
+	if s.timeout < minTimeout || s.timeout > mint.MaxTimeout {
 		return poolSettings{}, nil, fmt.Errorf("timeout %s: write a duration from 100ms to 1m", s.timeout)
 	}
 	if s.cacheSize == 0 {

@@ -130,6 +130,14 @@ func (h *health) recordSuccess(now time.Time) (after time.Duration, log bool) {
 	return after, log
 }
 
+// errorStatus is what the admin API says of an error.
+type errorStatus struct {
+	At     *time.Time `json:"at,omitempty"`
+	Until  *time.Time `json:"until,omitempty"`
+	Reason string     `json:"reason,omitempty"`
+	Error  string     `json:"error"`
+}
+
 // status returns what the admin API says.
 func (h *health) status() (failingSince *time.Time, last *errorStatus) {
 	h.mu.Lock()
@@ -188,3 +196,12 @@ func (r reason) logInterval() time.Duration {
 		return 10 * time.Second
 	}
 }
+
+const namespace, subsystem = "caddy", "viewer_session"
+
+// mintDuration lives as long as the process, as Caddy's registry does not.
+var mintDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+	Namespace: namespace, Subsystem: subsystem, Name: "mint_duration_seconds",
+	Help:    "How long requests to mint a token took, whatever came of them.",
+	Buckets: []float64{0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60},
+}, []string{"endpoint"})

@@ -26,6 +26,9 @@ const (
 	replacementRest = 5 * time.Second
 )
 
+// epoch counts purges: it is the time that purges know.
+type epoch uint32
+
 // token is a minted session token with what decides on its use. But for the
 // atomics it never changes.
 type token struct {

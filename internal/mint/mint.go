@@ -20,6 +20,9 @@ import (
 	"github.com/viewersession/caddy-viewer-session/internal/dws"
 )
 
+// MaxTimeout is how long a mint may take at most.
+const MaxTimeout = time.Minute
+
 // fallbackMemory is how long requests name permissions in the documented form
 // alone after the API has refused the other.
 const fallbackMemory = time.Hour
@@ -27,7 +30,7 @@ const fallbackMemory = time.Hour
 // Config is what a Minter needs. None of it may be missing.
 type Config struct {
 	Endpoint *url.URL
-	Timeout  time.Duration // for one mint, its time in the queue included
+	Timeout  time.Duration // for one mint, its time in the queue included; at most MaxTimeout
 	Rate     float64       // mints per second; infinite for no limit
 	Burst    int           // mints at once
 	Source   Source

@@ -1,0 +1,77 @@
+package viewersession
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+)
+
+// forward calls the next handler, and keeps its response out of caches unless the
+// config leaves that to the app.
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, info *requestInfo) error {
+	if h.AllowStore {
+		return next.ServeHTTP(w, r)
+	}
+	writer := &info.noStore
+	if writer.ResponseWriter != nil {
+		writer = new(noStoreWriter) // the room in info is taken
+	}
+	return writer.serve(w, r, next)
+}
+
+// unresolvedHints say what is likely wrong where a request could not be
+// resolved. Strangers can cause it, and the pool does not log it.
+var unresolvedHints = map[reason]string{
+	reasonNoUser: "no token for a request without a user id. If users are logged in, authentication likely runs after viewer_session: " +
+		"it belongs before it, as with forward_auth or basic_auth in the default order. " +
+		"Otherwise the placeholder's name is misspelled, or the auth server's answer has no such header",
+	reasonNoPermission: "no token for a request without any permission: the placeholders in permissions came out empty",
+	reasonNoClaim:      "no token for a request with an empty claim: a placeholder in it is not set, or its name is misspelled",
+	reasonAppAnswer: "no token although the app approved the session: with its 204 on a session path it names the document in X-Viewer-Document, " +
+		"unless the path has :id, and may name the user in X-Viewer-User, each of them once",
+}
+
+// bypass records that a request gets no token by rule, unless another instance
+// or the route whose error is being handled has recorded more.
+func (h *Handler) bypass(info *requestInfo) {
+	info.bypass()
+	if info.result == resultBypass {
+		h.pool.stats.countRequest(resultBypass)
+	}
+}
+
+// withoutToken ends a viewer request for which there is no token: with an
+// error, or by passing it on as it is.
+func (h *Handler) withoutToken(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, info *requestInfo, f *failure) error {
+	if h.OnError == "pass" && f.reason != reasonClientGone {
+		h.note(info, f)
+		return h.forward(w, r, next, info)
+	}
+	return h.fail(w, info, f)
+}
+
+// note records why there is no token.
+func (h *Handler) note(info *requestInfo, f *failure) {
+	h.pool.stats.countRequest(resultError)
+	info.set(resultError, nil, f)
+	if hint, ok := unresolvedHints[f.reason]; ok {
+		if suppressed, ok := h.log.allow(f.reason, time.Now()); ok {
+			h.logger.Warn(hint, zap.Error(f), zap.Int("suppressed", suppressed))
+		}
+	}
+}
+
+// fail answers with an error.
+func (h *Handler) fail(w http.ResponseWriter, info *requestInfo, f *failure) error {
+	h.note(info, f)
+	w.Header().Set("Cache-Control", "no-store")
+	status := f.reason.status()
+	if status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", strconv.Itoa(f.retryAfter(h.pool.now())))
+	}
+	return caddyhttp.Error(status, fmt.Errorf("viewer_session: %w", f))
+}
