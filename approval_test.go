@@ -280,3 +280,14 @@ func TestFlushOnASessionPath(t *testing.T) {
 	}})
 	wantSession(t, w, err)
 }
+
+// The app may name the user, which is ground enough for what vary_by is empty for.
+func TestAppsUserStandsInForAnEmptyVaryBy(t *testing.T) {
+	h := newTestHandler(t, new(dwstest.API), "viewer_session {\ndocument_path /documents/:id {\npermissions read write\nvary_by {http.vars.team}\nsession_path /documents/:id/session\n}\n}")
+	r, w := newRequest("GET", "/documents/doc/session")
+	wantStatus(t, h.ServeHTTP(w, r, appAnswering(204)), 403, reasonNoPermission)
+	r, w = newRequest("GET", "/documents/doc/session")
+	wantSession(t, w, h.ServeHTTP(w, r, appAnswering(204, userHeader, "ann")))
+	r, w = newRequest("GET", "/documents/doc/session")
+	wantSession(t, w, h.ServeHTTP(w, r, appAnswering(204, permissionsHeader, "read")))
+}

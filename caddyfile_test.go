@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -324,6 +325,19 @@ var queryPlaceholders = []string{
 	"http.request.orig_uri.prefixed_query",
 }
 
+// addressPlaceholders are parts of the address, which may be in a claim, but say
+// nothing of who the user is.
+var addressPlaceholders = []string{
+	"http.request.uri.path",
+	"http.request.uri.path.1",
+	"http.request.orig_uri.path",
+	"http.request.host",
+	"http.request.host.labels.1",
+	"http.request.hostport",
+	"http.request.port",
+	"http.request.tls.server_name",
+}
+
 func TestWhatClientsWriteIsRefusedUnlessTrusted(t *testing.T) {
 	const hint = " is client-controlled, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it, at Testfile:"
 	for what, line := range map[string]string{
@@ -335,7 +349,11 @@ func TestWhatClientsWriteIsRefusedUnlessTrusted(t *testing.T) {
 		"claim pages": "document_claim_json pages `[\"PLACEHOLDER\"]`",
 		"user_id ":    "user_id {http.auth.user.id}PLACEHOLDER",
 	} {
-		for _, name := range append(clientWrittenPlaceholders, queryPlaceholders...) {
+		names := slices.Concat(clientWrittenPlaceholders, queryPlaceholders)
+		if !strings.HasPrefix(what, "claim") {
+			names = append(names, addressPlaceholders...)
+		}
+		for _, name := range names {
 			lines := strings.ReplaceAll(line, "PLACEHOLDER", "{"+name+"}")
 			t.Run(strings.TrimSpace(what)+" "+lines, func(t *testing.T) {
 				want := strings.TrimSpace(what) + " {" + name + "}" + hint
@@ -383,6 +401,13 @@ func TestDocumentIDMayComeFromTheQueryButNotFromHeaders(t *testing.T) {
 		for where, input := range forms(name) {
 			if _, err := parseTestHandler(input); err != nil {
 				t.Errorf("%s in the %s: %v", name, where, err)
+			}
+		}
+	}
+	for _, name := range addressPlaceholders {
+		for _, line := range []string{"claim where {" + name + "}", "document_id {" + name + "}"} {
+			if _, err := parseTestHandler(inDirective(line)); err != nil && !strings.Contains(err.Error(), "never used") {
+				t.Errorf("%s: %v", line, err)
 			}
 		}
 	}

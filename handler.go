@@ -17,6 +17,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	// 2. Match.
 	route, documentID := h.match(r)
 	if route == nil {
+		if documentID != "" {
+			h.noteMisfit(documentID)
+		}
 		return next.ServeHTTP(w, r)
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -32,7 +35,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	// 3. Resolve.
 	var c claims.Claims
-	if f := failureOfMissing(route.template.Resolve(&c, repl, documentID)); f != nil {
+	if f := failureOfMissing(&c, route.template.Resolve(&c, repl, documentID)); f != nil {
 		return h.withoutToken(w, r, next, info, f)
 	}
 

@@ -424,3 +424,51 @@ func TestOneUsersTokenIsNeverAnothers(t *testing.T) {
 		}
 	}
 }
+
+// A path that fits but for its id is passed on, and logged once a minute.
+func TestIDsThatDoNotFitAreLogged(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	h := newTestHandler(t, new(dwstest.API), oneRoute)
+	h.logger = zap.New(core)
+	for range 3 {
+		for _, target := range []string{"/documents/report.pdf", "/documents/", "/elsewhere/report.pdf", "/documents/a/b"} {
+			r, w := newRequest("GET", target)
+			next := new(app)
+			if err := h.ServeHTTP(w, r, next); err != nil || next.header.Get("X-Viewer-Session") != "" || placeholder(r, "result") != "" {
+				t.Errorf("%s: %v, result %q", target, err, placeholder(r, "result"))
+			}
+		}
+	}
+	if entries := logs.All(); len(entries) != 1 || entries[0].ContextMap()["document_id"] != "report.pdf" {
+		t.Errorf("logged %v", entries)
+	}
+}
+
+// Where vary_by is all that tells users apart, an empty one opens nothing.
+func TestEmptyVaryByOpensNothing(t *testing.T) {
+	for _, test := range []struct {
+		options, team, user string
+		status              int // 0: a token
+	}{
+		{"permissions read write\nvary_by {http.vars.team}", "", "", 403},
+		{"permissions read write\nvary_by {http.vars.team}", "red", "", 0},
+		{"permissions read write\nvary_by {http.vars.team} {http.vars.none}", "red", "", 403},
+		{"permissions read\nvary_by {http.vars.team}", "", "", 0},
+		{"permissions {http.vars.permissions}\nvary_by {http.vars.team}", "", "", 403},
+		{"permissions read write\nvary_by {http.vars.team}\nshared", "", "", 0},
+		{"permissions read write\nvary_by {http.vars.team}\nuser_id {http.vars.user}", "", "ann", 0},
+	} {
+		h := newTestHandler(t, new(dwstest.API), "viewer_session {\ndocument_path /documents/:id {\n"+test.options+"\n}\n}")
+		r, w := newRequest("GET", "/documents/doc")
+		for name, value := range map[string]string{"team": test.team, "user": test.user, "permissions": "read write"} {
+			caddyhttp.SetVar(r.Context(), name, value)
+		}
+		err := h.ServeHTTP(w, r, new(app))
+		if test.status == 0 && err != nil {
+			t.Errorf("%q, team %q: %v", test.options, test.team, err)
+		}
+		if test.status != 0 {
+			wantStatus(t, err, test.status, reasonNoPermission)
+		}
+	}
+}

@@ -143,7 +143,7 @@ func (o TokenOptions) check(documentID string) error {
 // template compiles the options, which must be complete and valid.
 func (o TokenOptions) template() (*claims.Template, error) {
 	return claims.NewTemplate(claims.Options{
-		Permissions: o.Permissions, UserID: o.UserID, VaryBy: o.VaryBy, Claims: o.Claims, DocumentClaims: o.DocumentClaims,
+		Permissions: o.Permissions, UserID: o.UserID, VaryBy: o.VaryBy, Shared: o.Shared, Claims: o.Claims, DocumentClaims: o.DocumentClaims,
 		TTL: time.Duration(o.TTL), MinRemaining: time.Duration(o.MinRemaining),
 	})
 }
@@ -221,20 +221,13 @@ func variesByRequest(placeholder string) bool {
 	return true
 }
 
-// checkSources refuses placeholders that a client can write, unless they are trusted.
+// checkSources refuses placeholders that cannot work, and those that clients
+// control, unless they are trusted.
 func (o TokenOptions) checkSources(documentID string) error {
 	if documentID != "" && !claims.HasPlaceholder(documentID) {
 		return fmt.Errorf("document_id %s holds no placeholder: give one that holds the document's id; for a fixed id set a variable (vars document ID) and write {http.vars.document}", documentID)
 	}
-	if o.TrustRequestHeaders {
-		return nil
-	}
-	for _, name := range claims.PlaceholdersIn(documentID) {
-		if claims.ClientControlled(name, true) {
-			return fmt.Errorf("document_id {%s} is client-controlled: use the path or the query, or trust_request_headers if a proxy in front of Caddy sets it", name)
-		}
-	}
-	sources := map[string][]string{"user_id": {o.UserID}, "permissions": o.Permissions}
+	sources := map[string][]string{"document_id": {documentID}, "user_id": {o.UserID}, "permissions": o.Permissions, "vary_by": o.VaryBy}
 	for _, set := range []map[string]json.RawMessage{o.Claims, o.DocumentClaims} {
 		for name, raw := range set {
 			value, err := dws.DecodeJSON(raw)
@@ -244,19 +237,39 @@ func (o TokenOptions) checkSources(documentID string) error {
 			sources["claim "+name] = append(sources["claim "+name], claims.StringsIn(value, nil)...)
 		}
 	}
-	for _, what := range slices.Sorted(maps.Keys(sources)) {
-		for _, template := range sources[what] {
+	for _, option := range slices.Sorted(maps.Keys(sources)) {
+		for _, template := range sources[option] {
 			for _, name := range claims.PlaceholdersIn(template) {
-				if !placeholderName.MatchString(name) {
-					return fmt.Errorf(`%s: {%s} cannot be a placeholder; to send the brace, write \{`, what, name)
-				}
-				if claims.ClientControlled(name, false) {
-					return fmt.Errorf("%s {%s} is client-controlled, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it", what, name)
+				if err := o.checkSource(option, name); err != nil {
+					return err
 				}
 			}
 		}
 	}
 	return nil
+}
+
+func (o TokenOptions) checkSource(option, placeholder string) error {
+	use := claims.ForClaim
+	switch option {
+	case "user_id", "permissions":
+		use = claims.ForIdentity
+	case "document_id":
+		use = claims.ForDocumentID
+	}
+	right := claims.Misspelled(placeholder)
+	switch {
+	case use >= claims.ForClaim && option != "vary_by" && !o.TrustRequestHeaders && !placeholderName.MatchString(placeholder):
+		return fmt.Errorf(`%s: {%s} cannot be a placeholder; to send the brace, write \{`, option, placeholder)
+	case right != "":
+		return fmt.Errorf("%s {%s} is never set, since Go spells that header differently: write {%s}", option, placeholder, right)
+	case option == "vary_by" || o.TrustRequestHeaders || !claims.ClientControlled(placeholder, use):
+		return nil
+	case use == claims.ForDocumentID:
+		return fmt.Errorf("document_id {%s} is client-controlled: use the path or the query, or trust_request_headers if a proxy in front of Caddy sets it", placeholder)
+	default:
+		return fmt.Errorf("%s {%s} is client-controlled, so anybody could choose it: use what authentication in Caddy sets (for example {http.auth.user.id} or {http.reverse_proxy.header.Remote-User}), or trust_request_headers if a proxy in front of Caddy sets it", option, placeholder)
+	}
 }
 
 // placeholderName is what names of placeholders begin with.

@@ -1,6 +1,7 @@
 package viewersession
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -9,6 +10,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 )
 
 // forward calls the next handler, and keeps its response out of caches unless the
@@ -36,6 +39,10 @@ var unresolvedHints = map[reason]string{
 		"unless the path has :id, and may name the user in X-Viewer-User, each of them once",
 }
 
+// notUTF8Hint takes the place of another where a value cannot be sent.
+const notUTF8Hint = "no token for a request with a value that is not valid UTF-8: the API takes JSON, so the user id, permissions and claims must be text; " +
+	"some auth servers send Latin-1 unless they are told otherwise"
+
 // bypass records that a request gets no token by rule, unless another instance
 // or the route whose error is being handled has recorded more.
 func (h *Handler) bypass(info *requestInfo) {
@@ -59,10 +66,22 @@ func (h *Handler) withoutToken(w http.ResponseWriter, r *http.Request, next cadd
 func (h *Handler) note(info *requestInfo, f *failure) {
 	h.pool.stats.countRequest(resultError)
 	info.set(resultError, nil, f)
-	if hint, ok := unresolvedHints[f.reason]; ok {
+	hint, ok := unresolvedHints[f.reason]
+	if errors.Is(f, claims.ErrNotUTF8) {
+		hint = notUTF8Hint
+	}
+	if ok {
 		if suppressed, ok := h.log.allow(f.reason, time.Now()); ok {
 			h.logger.Warn(hint, zap.Error(f), zap.Int("suppressed", suppressed))
 		}
+	}
+}
+
+// noteMisfit tells the operator of a path that fits but for its id.
+func (h *Handler) noteMisfit(id string) {
+	if suppressed, ok := h.log.allow(reasonMisfit, time.Now()); ok {
+		h.logger.Warn("no token for a path whose id does not fit document_id_format; to give such ids one, set document_id_format",
+			zap.String("document_id", fmt.Sprintf("%.60s", id)), zap.Int("suppressed", suppressed))
 	}
 }
 

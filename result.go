@@ -58,6 +58,8 @@ const (
 	reasonOverGranted  = reason(dws.OverGranted)
 	reasonTimeout      = reason(dws.Timeout)
 
+	reasonMisfit reason = "misfit" // in the log only: a path fits but for its id
+
 	// On session paths only.
 	reasonCrossSite reason = "cross_site" // the request comes from another site's page
 	reasonAppAnswer reason = "app_answer" // the app approved, but named no document, or no usable one
@@ -133,7 +135,10 @@ func failureOf(err error) *failure {
 }
 
 // failureOfMissing returns the failure for a request that lacks something, or nil.
-func failureOfMissing(missing claims.Missing) *failure {
+func failureOfMissing(c *claims.Claims, missing claims.Missing) *failure {
+	if missing.Permissions == nil {
+		missing.Permissions = c.Unguarded()
+	}
 	switch {
 	case missing.User != nil:
 		return &failure{reason: reasonNoUser, err: missing.User}

@@ -20,11 +20,11 @@ func TestReasonsAndTheirStatuses(t *testing.T) {
 		{claims.Missing{Permissions: permissions, Claims: claim}, reasonNoPermission},
 		{claims.Missing{Claims: claim}, reasonNoClaim},
 	} {
-		if f := failureOfMissing(test.missing); f == nil || f.reason != test.want {
+		if f := failureOfMissing(new(claims.Claims), test.missing); f == nil || f.reason != test.want {
 			t.Errorf("%v: got %v", test.missing, f)
 		}
 	}
-	if f := failureOfMissing(claims.Missing{}); f != nil {
+	if f := failureOfMissing(new(claims.Claims), claims.Missing{}); f != nil {
 		t.Errorf("got %v", f)
 	}
 	for status, reasons := range map[int][]reason{

@@ -232,8 +232,9 @@ func newIDFormat(expr string) (func(string) bool, error) {
 }
 
 // match returns the first route that matches the path the client asked for,
-// before rewrites, and the document id.
-func (rt *router) match(r *http.Request) (*route, string) {
+// before rewrites, and the document id. If there is none, but one would match
+// with another id, it returns the id that does not fit.
+func (rt *router) match(r *http.Request) (found *route, id string) {
 	u := r.URL
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
 		u = original.URL
@@ -242,25 +243,33 @@ func (rt *router) match(r *http.Request) (*route, string) {
 	if !ok {
 		return nil, ""
 	}
+	misfit := ""
 	for _, candidate := range rt.routes {
-		if id, ok := rt.matchRoute(candidate, path, r); ok {
+		id, ok := rt.matchRoute(candidate, path, r)
+		if ok {
 			return candidate, id
 		}
+		misfit = cmp.Or(misfit, id)
 	}
-	return nil, ""
+	return nil, misfit
 }
 
+// matchRoute also returns the id if it is what keeps the route from matching.
 func (rt *router) matchRoute(candidate *route, path string, r *http.Request) (id string, ok bool) {
-	matched := len(candidate.patterns) == 0
+	matched, misfit := len(candidate.patterns) == 0, ""
 	for _, p := range candidate.patterns {
 		id, ok := p.Match(path)
-		if ok && p.HasID() && rt.idFormat(id) {
+		switch {
+		case ok && p.HasID() && rt.idFormat(id):
 			return id, true
+		case ok && p.HasID():
+			misfit = cmp.Or(misfit, id)
+		case ok:
+			matched = true
 		}
-		matched = matched || ok && !p.HasID()
 	}
 	if !matched {
-		return "", false
+		return misfit, false
 	}
 	id, err := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceOrErr(candidate.documentID, true, true)
 	if candidate.session && (candidate.documentID == "" || err != nil) {

@@ -250,5 +250,5 @@ func (s *approval) apply(c *claims.Claims, missing claims.Missing, fits func(str
 			c.SetPermissions(permissions)
 		}
 	}
-	return failureOfMissing(missing)
+	return failureOfMissing(c, missing)
 }

@@ -4,6 +4,8 @@ package claims
 
 import (
 	"encoding/binary"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/viewersession/caddy-viewer-session/internal/dws"
@@ -21,6 +23,10 @@ type Claims struct {
 	// the key: a token does not differ by how long it will be used.
 	MinRemaining time.Duration
 
+	// emptyGuard is a template of VaryBy that came out empty, if nothing but
+	// VaryBy tells users apart.
+	emptyGuard string
+
 	// staticKey is the key's part that is the same for every request, if it
 	// could be prepared.
 	staticKey []byte
@@ -29,6 +35,15 @@ type Claims struct {
 // SetPermissions replaces the permissions.
 func (c *Claims) SetPermissions(permissions []string) {
 	c.Permissions, c.staticKey = permissions, nil
+}
+
+// Unguarded returns an error if the claims permit more than reading and nothing
+// tells users apart: a vary_by that came out empty is no ground for it.
+func (c *Claims) Unguarded() error {
+	if c.emptyGuard == "" || c.UserID != "" || !slices.ContainsFunc(c.Permissions, func(name string) bool { return name != "read" }) {
+		return nil
+	}
+	return fmt.Errorf("vary_by %s is empty, and it is what allows permissions beyond read", c.emptyGuard)
 }
 
 // AppendKey appends the cache key. Every field carries its length, so that no

@@ -1,6 +1,7 @@
 package claims
 
 import (
+	"net/http"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -22,34 +23,45 @@ func PlaceholdersIn(s string) []string {
 // HasPlaceholder reports whether s has a placeholder.
 func HasPlaceholder(s string) bool { return len(PlaceholdersIn(s)) > 0 }
 
-// ClientControlled reports whether a client chooses the placeholder's value.
-// The query is allowed where the value is an id, which clients choose anyway.
-func ClientControlled(placeholder string, queryAllowed bool) bool {
-	for _, prefix := range []string{
-		"http.request.header.",
-		"http.request.cookie.",
-		"http.request.body",
-	} {
-		if strings.HasPrefix(placeholder, prefix) {
-			return true
-		}
-	}
-	if queryAllowed {
+// Use is what a placeholder's value is used for.
+type Use uint8
+
+// The uses, from the one that clients may influence most.
+const (
+	ForDocumentID Use = iota // clients choose documents anyway
+	ForClaim
+	ForIdentity // of users, and what they may do
+)
+
+// ClientControlled reports whether clients choose the placeholder's value, so
+// that it must not be used so. Headers, cookies and the body are refused for
+// everything, the query for claims, and any part of the address for identities.
+func ClientControlled(placeholder string, use Use) bool {
+	name, ok := strings.CutPrefix(placeholder, "http.request.")
+	if !ok {
 		return false
 	}
-	switch placeholder {
-	case "http.request.uri", "http.request.uri_escaped", "http.request.orig_uri":
-		return true // they end in the query
+	name = strings.TrimPrefix(name, "orig_")
+	switch {
+	case strings.HasPrefix(name, "header."), strings.HasPrefix(name, "cookie."), strings.HasPrefix(name, "body"):
+		return true
+	case name == "uri", name == "uri_escaped", strings.HasPrefix(name, "uri.query"), strings.HasPrefix(name, "uri.prefixed_query"):
+		return use >= ForClaim // the URI ends in the query
+	case strings.HasPrefix(name, "uri"), strings.HasPrefix(name, "host"), name == "port", name == "tls.server_name":
+		return use >= ForIdentity
+	default:
+		return false
 	}
-	for _, prefix := range []string{
-		"http.request.uri.query",
-		"http.request.uri.prefixed_query",
-		"http.request.orig_uri.query",
-		"http.request.orig_uri.prefixed_query",
-	} {
-		if strings.HasPrefix(placeholder, prefix) {
-			return true
-		}
+}
+
+// Misspelled returns the name that a placeholder for a header of another
+// server's answer should have, or nothing if it is right: Go spells header names
+// in one way, and placeholders are case-sensitive.
+func Misspelled(placeholder string) (right string) {
+	const prefix = "http.reverse_proxy.header."
+	header, ok := strings.CutPrefix(placeholder, prefix)
+	if canonical := http.CanonicalHeaderKey(header); ok && canonical != header {
+		return prefix + canonical
 	}
-	return false
+	return ""
 }

@@ -19,6 +19,7 @@ type Options struct {
 	Permissions            []string
 	UserID                 string
 	VaryBy                 []string
+	Shared                 bool // everybody may get the same token
 	Claims, DocumentClaims map[string]json.RawMessage
 	TTL, MinRemaining      time.Duration
 }
@@ -28,6 +29,7 @@ type Template struct {
 	permissions []string
 	userID      string
 	varyBy      []string
+	guarded     bool // by varyBy alone
 
 	claims, documentClaims set
 
@@ -41,6 +43,7 @@ func NewTemplate(o Options) (*Template, error) {
 		permissions: o.Permissions,
 		userID:      o.UserID,
 		varyBy:      o.VaryBy,
+		guarded:     o.UserID == "" && !o.Shared,
 		Static:      Claims{Request: dws.Request{TTL: o.TTL}, MinRemaining: o.MinRemaining},
 	}
 	var err error
@@ -95,7 +98,14 @@ func (t *Template) Resolve(c *Claims, repl *caddy.Replacer, documentID string) (
 		// another name is another thing.
 		c.VaryBy = make([]string, 0, 2*len(t.varyBy))
 		for _, template := range t.varyBy {
-			c.VaryBy = append(c.VaryBy, template, repl.ReplaceAll(template, ""))
+			value, err := repl.ReplaceOrErr(template, true, true)
+			if err != nil {
+				value = repl.ReplaceAll(template, "")
+				if t.guarded {
+					c.emptyGuard = template
+				}
+			}
+			c.VaryBy = append(c.VaryBy, template, value)
 		}
 	}
 	return missing
@@ -105,7 +115,7 @@ func (t *Template) Resolve(c *Claims, repl *caddy.Replacer, documentID string) (
 func ReadPermissions(values []string) ([]string, error) {
 	for _, value := range values {
 		if !utf8.ValidString(value) {
-			return nil, errors.New("not valid UTF-8")
+			return nil, ErrNotUTF8
 		}
 	}
 	permissions := SplitPermissions(values)
@@ -115,13 +125,16 @@ func ReadPermissions(values []string) ([]string, error) {
 	return permissions, nil
 }
 
+// ErrNotUTF8 is part of the error for a value that JSON cannot carry.
+var ErrNotUTF8 = errors.New("not valid UTF-8")
+
 // replaceText replaces the placeholders in s, once. One that is unknown or
 // empty is an error, and so is text that JSON could not carry unchanged: two
 // users must not become one by the bytes that an encoder replaces.
 func replaceText(s string, repl *caddy.Replacer) (string, error) {
 	text, err := repl.ReplaceOrErr(s, true, true)
 	if err == nil && !utf8.ValidString(text) {
-		err = fmt.Errorf("%s is not valid UTF-8", s)
+		err = fmt.Errorf("%s is %w", s, ErrNotUTF8)
 	}
 	return text, err
 }

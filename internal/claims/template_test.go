@@ -269,35 +269,35 @@ func TestPlaceholdersIn(t *testing.T) {
 	}
 }
 
-func TestClientWritten(t *testing.T) {
-	for name, want := range map[string][2]bool{ // for a document id, for everything else
-		"http.request.header.X":                 {true, true},
-		"http.request.cookie.session":           {true, true},
-		"http.request.body":                     {true, true},
-		"http.request.body_base64":              {true, true},
-		"http.request.uri":                      {false, true},
-		"http.request.uri_escaped":              {false, true},
-		"http.request.orig_uri":                 {false, true},
-		"http.request.uri.query":                {false, true},
-		"http.request.uri.query.doc":            {false, true},
-		"http.request.uri.query_escaped":        {false, true},
-		"http.request.uri.prefixed_query":       {false, true},
-		"http.request.orig_uri.query":           {false, true},
-		"http.request.orig_uri.prefixed_query":  {false, true},
-		"http.auth.user.id":                     {false, false},
-		"http.auth.user.email":                  {false, false},
-		"http.reverse_proxy.header.Remote-User": {false, false},
-		"http.vars.user":                        {false, false},
-		"http.regexp.doc.1":                     {false, false},
-		"http.request.uri.path.1":               {false, false},
-		"http.request.orig_uri.path":            {false, false},
-		"http.request.tls.client.subject":       {false, false},
-		"http.request.remote.host":              {false, false},
-		"http.request.method":                   {false, false},
-		"env.USER":                              {false, false},
+func TestClientControlled(t *testing.T) {
+	for name, want := range map[string]Use{ // the first use that is refused; 3 for none
+		"http.request.header.X": ForDocumentID, "http.request.cookie.session": ForDocumentID, "http.request.body": ForDocumentID, "http.request.body_base64": ForDocumentID,
+		"http.request.uri": ForClaim, "http.request.uri_escaped": ForClaim, "http.request.orig_uri": ForClaim,
+		"http.request.uri.query": ForClaim, "http.request.uri.query.doc": ForClaim, "http.request.uri.query_escaped": ForClaim, "http.request.uri.prefixed_query": ForClaim,
+		"http.request.orig_uri.query": ForClaim, "http.request.orig_uri.prefixed_query": ForClaim,
+		"http.request.uri.path": ForIdentity, "http.request.uri.path.1": ForIdentity, "http.request.uri.path.file": ForIdentity, "http.request.orig_uri.path": ForIdentity,
+		"http.request.host": ForIdentity, "http.request.hostport": ForIdentity, "http.request.host.labels.2": ForIdentity, "http.request.port": ForIdentity, "http.request.tls.server_name": ForIdentity,
+		"http.auth.user.id": 3, "http.auth.user.email": 3, "http.reverse_proxy.header.Remote-User": 3, "http.vars.user": 3, "http.regexp.doc.1": 3,
+		"http.request.tls.client.subject": 3, "http.request.remote.host": 3, "http.request.method": 3, "env.USER": 3,
 	} {
-		if got := [2]bool{ClientControlled(name, true), ClientControlled(name, false)}; got != want {
-			t.Errorf("%s: got %v, want %v", name, got, want)
+		for use := range Use(3) {
+			if got := ClientControlled(name, use); got != (use >= want) {
+				t.Errorf("%s for %d: got %v", name, use, got)
+			}
+		}
+	}
+}
+
+func TestMisspelledHeaders(t *testing.T) {
+	for name, want := range map[string]string{
+		"http.reverse_proxy.header.X-authentik-username": "http.reverse_proxy.header.X-Authentik-Username",
+		"http.reverse_proxy.header.remote-user":          "http.reverse_proxy.header.Remote-User",
+		"http.reverse_proxy.header.Remote-User":          "",
+		"http.reverse_proxy.status_code":                 "",
+		"http.auth.user.x-y":                             "",
+	} {
+		if got := Misspelled(name); got != want {
+			t.Errorf("%s: got %q", name, got)
 		}
 	}
 }

@@ -30,8 +30,10 @@ const (
 	// maxRetryAfter bounds how long the API can keep the gateway from asking.
 	maxRetryAfter = 5 * time.Minute
 
-	// maxDetailBytes bounds what an error quotes of the API's answer.
-	maxDetailBytes = 300
+	// maxDetailBytes bounds each text that an error quotes of the API's answer,
+	// and maxFailingPaths how many there are of what is wrong with the request.
+	maxDetailBytes  = 300
+	maxFailingPaths = 3
 
 	userAgent = "caddy-viewer-session"
 )
@@ -224,18 +226,26 @@ var (
 func quoteDetails(reply []byte, apiKey string) string {
 	var members map[string]json.RawMessage
 	_ = json.Unmarshal(reply, &members)
-	details := stringMember(members, "details")
-	if details == "" {
-		details = stringMember(members, "errorMessage")
+	var texts []string
+	for _, name := range []string{"details", "errorMessage", "detail", "error", "message", "title"} {
+		if text := stringMember(members, name); text != "" {
+			texts = append(texts, text)
+			break // they say the same
+		}
 	}
-	var quoted string
-	if details != "" {
-		quoted += " (" + Redact(details, apiKey) + ")"
+	var paths []struct{ Path, Details string }
+	_ = json.Unmarshal(members["failingPaths"], &paths)
+	for _, p := range paths[:min(len(paths), maxFailingPaths)] {
+		texts = append(texts, strings.Trim(p.Path+": "+p.Details, ": "))
 	}
 	if id := stringMember(members, "requestId"); id != "" {
-		quoted += " (requestId " + Redact(id, apiKey) + ")"
+		texts = append(texts, "requestId "+id)
 	}
-	return quoted
+	var quoted strings.Builder
+	for _, text := range texts {
+		quoted.WriteString(" (" + Redact(text, apiKey) + ")")
+	}
+	return quoted.String()
 }
 
 // Redact returns s short, on one line, and without anything that looks like a

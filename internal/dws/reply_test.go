@@ -280,7 +280,12 @@ func TestErrorsQuoteTheAPIsDetails(t *testing.T) {
 	broken := encode([]byte("{\n\t\"alg\": \"HS256\"\n}")) + "." + encode([]byte("{\n\t\"exp\": 1793769299\n}")) + "." + encode([]byte("signature"))
 	long := strings.Repeat("long ", 100)
 	for _, test := range []struct{ name, reply, want string }{
-		{"details", `{"details": "no such permission", "status": 400, "requestId": "req-7", "failingPaths": [{"path": "$.x", "details": "y"}]}`, " (no such permission) (requestId req-7)"},
+		{"details", `{"details": "no such permission", "status": 400, "requestId": "req-7", "failingPaths": [{"path": "$.x", "details": "y"}]}`, " (no such permission) ($.x: y) (requestId req-7)"},
+		{"failing paths", `{"failingPaths": [{"path": "$.a"}, {"details": "b"}, {"path": "$.c", "details": "key ` + dwstest.Key + `"}, {"path": "$.d"}]}`, " ($.a) (b) ($.c: key REDACTED)"},
+		{"failing paths of another kind", `{"failingPaths": "$.a", "detail": "d"}`, " (d)"},
+		{"detail, title", `{"title": "Bad Request", "detail": "no such permission"}`, " (no such permission)"},
+		{"error", `{"error": "unauthorized"}`, " (unauthorized)"},
+		{"error of another kind", `{"error": {"code": 1}, "message": "m"}`, " (m)"},
 		{"errorMessage", `{"errorMessage": "no such permission"}`, " (no such permission)"},
 		{"requestId alone", `{"requestId": "req-7"}`, " (requestId req-7)"},
 		{"other shapes", `{"details": {"a": 1}, "errorMessage": 5, "requestId": null}`, ""},
@@ -296,7 +301,7 @@ func TestErrorsQuoteTheAPIsDetails(t *testing.T) {
 		{"a token as requestId", `{"requestId": "` + jwt + `"}`, " (requestId REDACTED)"},
 		{"line breaks", `{"details": "a\r\nlevel=error msg=b\u0000\u001b[31m\u0085"}`, " (a  level=error msg=b  [31m )"},
 		{"long", `{"details": "` + long + `"}`, " (" + long[:300] + "…)"},
-		{"long requestId", `{"requestId": "` + strings.Repeat("x", 400) + `"}`, " (requestId " + strings.Repeat("x", 300) + "…)"},
+		{"long requestId", `{"requestId": "` + strings.Repeat("x", 400) + `"}`, " (requestId " + strings.Repeat("x", 290) + "…)"},
 		{"300 bytes", `{"details": "` + strings.Repeat("x", 300) + `"}`, " (" + strings.Repeat("x", 300) + ")"},
 		{"cut inside a rune", `{"details": "x` + strings.Repeat("é", 200) + `"}`, " (x" + strings.Repeat("é", 149) + "…)"},
 		{"a key where it is cut", `{"details": "` + strings.Repeat("x", 293) + " " + dwstest.Key + `"}`, " (" + strings.Repeat("x", 293) + " REDACT…)"},
