@@ -62,6 +62,11 @@ func TestEveryMessageIsDocumented(t *testing.T) {
 		serve("/claims/doc", new(app))
 		serve("/latin1/doc", new(app))
 		serve("/claims/report.pdf", new(app))
+		serve("/annotated/doc", &app{do: func(w http.ResponseWriter, _ *http.Request) error {
+			w.WriteHeader(200)
+			w.Header().Set("Cache-Control", "public") // as a header block further out does
+			return nil
+		}})
 		serve("/token", appAnswering(204))
 		store := newFakeStore()
 		h.member.store = store

@@ -3,6 +3,7 @@ package viewersession
 import (
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -12,22 +13,24 @@ import (
 // written. It buffers nothing.
 type noStoreWriter struct {
 	caddyhttp.ResponseWriterWrapper
-	cacheControl [1]string // room for the header's value
-	wroteHeader  bool
+	cacheControl, vary [1]string // room for the headers' values
+	wroteHeader        bool
 }
 
 // serve calls the next handler and keeps its response out of caches: a page that
 // holds a token, or shows that there was none, must be neither stored nor
-// revalidated.
-func (w *noStoreWriter) serve(under http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+// revalidated. It reports whether something further out has replaced Cache-Control
+// as the header was written.
+func (w *noStoreWriter) serve(under http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (replaced bool, err error) {
 	delete(r.Header, "If-None-Match")
 	delete(r.Header, "If-Modified-Since")
 	w.ResponseWriter = under
-	err := next.ServeHTTP(w, r)
-	if err == nil {
-		w.setNoStore() // for a handler that wrote nothing
+	if err = next.ServeHTTP(w, r); err != nil {
+		return false, err
 	}
-	return err
+	replaced = w.wroteHeader && !saysNoStore(w.Header()["Cache-Control"])
+	w.setNoStore() // for a handler that wrote nothing
+	return replaced, nil
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -66,8 +69,17 @@ func (w *noStoreWriter) setNoStore() {
 	w.wroteHeader = true
 	header := w.Header()
 	if !saysNoStore(header["Cache-Control"]) {
-		w.cacheControl[0] = "private, no-store"
+		w.cacheControl[0] = privateNoStore
 		header["Cache-Control"] = w.cacheControl[:]
+	}
+	// A second line of defense: something further out may replace Cache-Control,
+	// but caches that follow RFC 9111 never reuse what varies by everything.
+	switch others := header["Vary"]; {
+	case len(others) == 0:
+		w.vary[0] = "*"
+		header["Vary"] = w.vary[:]
+	case !slices.Contains(others, "*"):
+		header["Vary"] = slices.Concat(others, []string{"*"})
 	}
 	for _, name := range sharedCacheHeaders {
 		delete(header, name)
@@ -78,7 +90,12 @@ func (w *noStoreWriter) setNoStore() {
 // Cache-Control.
 var sharedCacheHeaders = []string{"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "Surrogate-Control", "X-Accel-Expires"}
 
+const privateNoStore = "private, no-store"
+
 func saysNoStore(cacheControl []string) bool {
+	if len(cacheControl) == 1 && cacheControl[0] == privateNoStore {
+		return true // as usual
+	}
 	for _, line := range cacheControl {
 		for directive := range strings.SplitSeq(line, ",") {
 			if strings.EqualFold(strings.TrimSpace(directive), "no-store") {

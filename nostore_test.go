@@ -4,8 +4,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+
+	headerops "github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
@@ -35,6 +40,7 @@ func TestPagesWithATokenAreNotStored(t *testing.T) {
 		"no-store below":      {false, write("Cache-Control", "private", "Cache-Control", "no-store"), "private|no-store"},
 		"allow_store":         {true, write("Cache-Control", "public"), "public"},
 		"allow_store nothing": {true, write(), ""},
+		"its own vary":        {false, write("Vary", "Accept", "Vary", "Cookie"), forbidden},
 		"for shared caches":   {false, write("Surrogate-Control", "max-age=60", "CDN-Cache-Control", "max-age=60", "X-Accel-Expires", "60"), forbidden},
 		"status only": {false, func(w http.ResponseWriter, _ *http.Request) error {
 			w.WriteHeader(http.StatusNoContent)
@@ -68,6 +74,9 @@ func TestPagesWithATokenAreNotStored(t *testing.T) {
 			sent := w.Result().Header
 			if got := strings.Join(sent["Cache-Control"], "|"); got != tc.want {
 				t.Errorf("Cache-Control %q, want %q", got, tc.want)
+			}
+			if vary := sent["Vary"]; slices.Contains(vary, "*") == tc.allowStore || strings.Contains(name, "vary") != slices.Contains(vary, "Accept") {
+				t.Errorf("Vary %q", vary)
 			}
 			conditional := next.header.Get("If-None-Match") != "" || next.header.Get("If-Modified-Since") != ""
 			if conditional != tc.allowStore {
@@ -113,5 +122,28 @@ func TestEarlyHintsAreNotTheFinalHeader(t *testing.T) {
 	defer resp.Body.Close()
 	if got := resp.Header.Get("Cache-Control"); got != "private, no-store" {
 		t.Errorf("Cache-Control %q", got)
+	}
+}
+
+// A header block further out with one deferred field replaces Cache-Control as the
+// header is written. The page still varies by everything, and the log says so.
+func TestReplacedCacheControlIsLogged(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	h := newTestHandler(t, new(dwstest.API), sessionRoutes)
+	h.logger = zap.New(core)
+	for range 3 {
+		for target, next := range map[string]*app{"/documents/doc": {}, "/documents/doc/session": appAnswering(204)} {
+			r, w := newRequest("GET", target)
+			deferred := &headerops.Handler{Response: &headerops.RespHeaderOps{Deferred: true, HeaderOps: &headerops.HeaderOps{Set: http.Header{"Cache-Control": {"max-age=600"}}}}}
+			err := deferred.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+				return h.ServeHTTP(w, r, next)
+			}))
+			if got := w.Result().Header; err != nil || got.Get("Cache-Control") != "max-age=600" || !slices.Contains(got["Vary"], "*") {
+				t.Errorf("%s: %v, %v", target, err, got)
+			}
+		}
+	}
+	if entries := logs.All(); len(entries) != 1 || !strings.HasPrefix(entries[0].Message, "Cache-Control of a page with a token was replaced") {
+		t.Errorf("logged %v", entries)
 	}
 }

@@ -24,7 +24,19 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, next caddyhttp
 	if writer.ResponseWriter != nil {
 		writer = new(noStoreWriter) // the room in info is taken
 	}
-	return writer.serve(w, r, next)
+	replaced, err := writer.serve(w, r, next)
+	if replaced {
+		h.noteReplaced()
+	}
+	return err
+}
+
+// noteReplaced tells the operator that pages with tokens may be stored.
+func (h *Handler) noteReplaced() {
+	if suppressed, ok := h.log.allow(reasonReplaced, time.Now()); ok {
+		h.logger.Warn("Cache-Control of a page with a token was replaced, so a cache may store it; a header block with one deferred field (-Name, or > in front) "+
+			"defers all of its fields: set Cache-Control in a block of its own, or with defaults (?Cache-Control)", zap.Int("suppressed", suppressed))
+	}
 }
 
 // unresolvedHints say what is likely wrong where a request could not be

@@ -58,7 +58,9 @@ const (
 	reasonOverGranted  = reason(dws.OverGranted)
 	reasonTimeout      = reason(dws.Timeout)
 
-	reasonMisfit reason = "misfit" // in the log only: a path fits but for its id
+	// In the log only.
+	reasonMisfit   reason = "misfit"   // a path fits but for its id
+	reasonReplaced reason = "replaced" // something further out has replaced Cache-Control
 
 	// On session paths only.
 	reasonCrossSite reason = "cross_site" // the request comes from another site's page

@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/viewersession/caddy-viewer-session/internal/claims"
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 	"github.com/viewersession/caddy-viewer-session/internal/strip"
 )
 
@@ -72,7 +73,11 @@ func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next cadd
 	}
 	h.pool.stats.countRequest(result)
 	info.set(result, token, nil)
-	return writeSession(w, r, token)
+	err = writeSession(w, r, token, h.pool.now())
+	if !saysNoStore(w.Header()["Cache-Control"]) {
+		h.noteReplaced()
+	}
+	return err
 }
 
 // approvalWriter holds back the app's 204 and passes on everything else, except
@@ -147,11 +152,12 @@ func (h *Handler) failSession(w http.ResponseWriter, info *requestInfo, f *failu
 	return h.fail(w, info, f)
 }
 
-func writeSession(w http.ResponseWriter, r *http.Request, token *token) error {
+func writeSession(w http.ResponseWriter, r *http.Request, token *token, now clock.Time) error {
 	body, err := json.Marshal(struct { //nolint:gosec // it is what the browser asked for
-		JWT string `json:"jwt"`
-		Exp int64  `json:"exp"`
-	}{token.jwt(), token.exp})
+		JWT       string `json:"jwt"`
+		Exp       int64  `json:"exp"`
+		ExpiresIn int64  `json:"expires_in"` // seconds, so that pages need no clock of their own
+	}{token.jwt(), token.exp, int64(token.remaining(now).Seconds())})
 	if err != nil {
 		return err
 	}
@@ -179,6 +185,7 @@ func keepPrivate(header http.Header) {
 		delete(header, name)
 	}
 	header.Set("Cache-Control", "no-store")
+	header.Add("Vary", "*")
 	header.Set("X-Content-Type-Options", "nosniff")
 }
 

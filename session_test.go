@@ -55,19 +55,21 @@ func wantSession(t *testing.T, w *httptest.ResponseRecorder, err error) (jwt str
 		t.Fatal(err)
 	}
 	var answer struct {
-		JWT string `json:"jwt"`
-		Exp int64  `json:"exp"`
+		JWT       string `json:"jwt"`
+		Exp       int64  `json:"exp"`
+		ExpiresIn int64  `json:"expires_in"`
 	}
 	dec := json.NewDecoder(w.Body)
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&answer); err != nil {
 		t.Fatalf("status %d: %v", w.Code, err)
 	}
-	if w.Code != 200 || strings.Count(answer.JWT, ".") != 2 || answer.Exp <= time.Now().Unix() {
+	left := answer.Exp - time.Now().Unix()
+	if w.Code != 200 || strings.Count(answer.JWT, ".") != 2 || left <= 0 || answer.ExpiresIn < left-2 || answer.ExpiresIn > left {
 		t.Fatalf("status %d, %+v", w.Code, answer)
 	}
 	for name, want := range map[string]string{
-		"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff",
+		"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Vary": "*",
 		"Access-Control-Allow-Origin": "", documentHeader: "", permissionsHeader: "", userHeader: "",
 	} {
 		if got := strings.Join(w.Header()[name], "|"); got != want {

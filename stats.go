@@ -190,7 +190,7 @@ func (l *logLimiter) allow(kind reason, now time.Time) (suppressed int, ok bool)
 // logInterval is how often this kind of failure is logged at most.
 func (r reason) logInterval() time.Duration {
 	switch r {
-	case reasonNoUser, reasonNoPermission, reasonNoClaim, reasonMisfit:
+	case reasonNoUser, reasonNoPermission, reasonNoClaim, reasonMisfit, reasonReplaced:
 		return time.Minute
 	default:
 		return 10 * time.Second

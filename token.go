@@ -83,13 +83,16 @@ const (
 	fresh
 )
 
+// remaining is how much of the token's life is left.
+func (t *token) remaining(now clock.Time) time.Duration { return t.life - now.Since(t.minted) }
+
 // freshness counts from the minting, by the clock that says that more time has
 // passed: neither one that is set back nor a suspend prolongs a token's life.
 func (t *token) freshness(now clock.Time, minRemaining time.Duration) freshness {
 	if t == nil {
 		return expired
 	}
-	remaining := t.life - now.Since(t.minted)
+	remaining := t.remaining(now)
 	if remaining <= 0 {
 		return expired
 	}
