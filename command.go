@@ -30,9 +30,9 @@ func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "viewer-session",
 		Usage: "[command]",
-		Short: "Tries out the API that viewer_session gets its tokens from",
+		Short: "Explains what viewer_session does with a URL, and tries out its API",
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(newMintCommand())
+			cmd.AddCommand(newMintCommand(), newExplainCommand())
 		},
 	})
 }
@@ -98,6 +98,64 @@ The exit code is
 	flags.BoolVar(&m.showToken, "show-token", false, "print the token itself as well")
 	cmd.MarkFlagsMutuallyExclusive("api-key-env", "api-key-file")
 	_ = cmd.MarkFlagRequired("document") // it exists
+	return cmd
+}
+
+func newExplainCommand() *cobra.Command {
+	var file, adapter, method string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "explain [--config <path> [--adapter <name>]] [--method <method>] [--json] <url>",
+		Short: "Says what a config does with a URL",
+		Long: `
+Says what a config does with a URL: which site and which viewer_session see the
+request; for each route whether it matches, and if not, why; for which document a
+token would be minted, with which permissions and for whom, how long it lives,
+and where it goes. Nothing is started, asked or needed for it, not even the key.
+
+Matchers beyond host, path and method count as met, and are listed as conditions,
+as are handlers that may answer first. Placeholders that the URL does not settle
+are shown as they are.
+
+The exit code is
+  0  if the request gets a token, as long as the conditions hold,
+  1  if the command line or the config is wrong,
+  2  if it gets none.`,
+		Example: `  caddy viewer-session explain https://docs.example.com/documents/42
+  caddy viewer-session explain --config /etc/caddy/Caddyfile --json https://docs.example.com/documents/42/session`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config, _, _, err := caddycmd.LoadConfig(file, adapter)
+			if err == nil && len(config) == 0 {
+				err = errors.New("no config: name one with --config, or run this where the Caddyfile is")
+			}
+			if err != nil {
+				return err
+			}
+			e, err := explain(config, strings.ToUpper(method), args[0], time.Now())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetEscapeHTML(false)
+				enc.SetIndent("", "  ")
+				err = enc.Encode(e)
+			} else {
+				_, err = io.WriteString(cmd.OutOrStdout(), e.text())
+			}
+			if err != nil || e.Token {
+				return err
+			}
+			cmd.SilenceErrors = true // it has been said
+			return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return 2, nil })(cmd, nil)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&file, "config", "c", "", "the config file (default: the Caddyfile in this folder)")
+	flags.StringVarP(&adapter, "adapter", "a", "", "the name of the config adapter (default: by the file's name)")
+	flags.StringVar(&method, "method", "GET", "the request's method")
+	flags.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }
 

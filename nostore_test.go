@@ -8,11 +8,11 @@ import (
 	"strings"
 	"testing"
 
-	headerops "github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	headerops "github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 
 	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 )

@@ -226,6 +226,25 @@ func cutSuffixFold(s, lower string) (string, bool) {
 	return s, true
 }
 
+// Why says what keeps the pattern from matching a canonical path, or nothing if
+// it matches.
+func (p *Pattern) Why(path string) string {
+	if _, ok := p.Match(path); ok {
+		return ""
+	}
+	want, got := strings.Split(strings.Trim(p.text, "/"), "/"), strings.Split(strings.Trim(path, "/"), "/")
+	for i := range min(len(want), len(got)) {
+		one := &Pattern{segments: p.segments[i : i+1], rest: p.rest && i == len(p.segments)-1}
+		if _, ok := one.Match("/" + got[i]); !ok {
+			return fmt.Sprintf("segment %d is %q, not %s", i+1, got[i], want[i])
+		}
+	}
+	if p.rest {
+		return fmt.Sprintf("the path has %d segments, the pattern at least %d", len(got), len(want))
+	}
+	return fmt.Sprintf("the path has %d segments, the pattern %d", len(got), len(want))
+}
+
 // CanonicalPath returns the decoded path without its one optional trailing
 // slash, or false if the path is one that two servers might read differently:
 // empty or dot segments, a backslash, an encoded slash or percent sign, control

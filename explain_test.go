@@ -1,0 +1,175 @@
+package viewersession
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+)
+
+func explained(t *testing.T, caddyfile, method, address string) *explanation {
+	t.Helper()
+	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(caddyfile), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := explain(config, method, address, testNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+const explainedSite = `docs.example.com {
+	@blocked path /documents/secret*
+	basic_auth /documents/* {
+		ann $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG
+	}
+	viewer_session {
+		user_id {http.auth.user.id}
+		claim team {http.vars.team}
+		vary_by {http.request.remote.host}
+		document_path /documents/:id {
+			session_path /documents/:id/session
+		}
+		document_path /view {
+			document_id {http.request.uri.query.doc}
+			permissions read write
+			ttl 30m
+			min_remaining 5m
+		}
+		document_path /by-name/* {
+			document_id {http.regexp.name.1}
+		}
+		session_path /contracts/*/session
+	}
+	handle /static/* {
+		viewer_session {
+			document_path /static/:id
+			request_cookie viewer_session
+		}
+		file_server
+	}
+	respond @blocked 403
+	reverse_proxy app:3000
+}
+http://localhost:8080 {
+	respond /documents/* 204
+	viewer_session {
+		document_path /documents/:id
+	}
+	reverse_proxy app:3000
+}
+`
+
+// What is said of a URL, beside what happens to it.
+func TestExplain(t *testing.T) {
+	for _, test := range []struct {
+		method, url, document string // no document: no token
+		says                  string
+	}{
+		{"GET", "https://docs.example.com/documents/42", "42", ""},
+		{"GET", "https://docs.example.com/documents/42/", "42", ""},
+		{"GET", "https://DOCS.example.com:443/Documents/aB?x=1", "aB", ""},
+		{"HEAD", "https://docs.example.com/documents/42", "42", ""},
+		{"OPTIONS", "https://docs.example.com/documents/42", "", "OPTIONS gets no token"},
+		{"GET", "https://docs.example.com/documents/a.pdf", "", `the id "a.pdf" does not fit document_id_format`},
+		{"GET", "https://docs.example.com/documents/a/b/c", "", "the path has 4 segments, the pattern 2"},
+		{"GET", "https://docs.example.com/document/42", "", `segment 1 is "document", not documents`},
+		{"GET", "https://docs.example.com/documents//42", "", "not canonical"},
+		{"GET", "https://docs.example.com/documents/a%2Fb", "", "not canonical"},
+		{"GET", "https://docs.example.com/documents/42/session", "42", "the browser"},
+		{"POST", "https://docs.example.com/documents/42/session", "", "answers GET and HEAD"},
+		{"GET", "https://docs.example.com/view?doc=lease-2026", "lease-2026", "{http.request.remote.host}"},
+		{"GET", "https://docs.example.com/view", "", "is empty"},
+		{"GET", "https://docs.example.com/view?doc=a.b", "", "does not fit"},
+		{"GET", "https://docs.example.com/by-name/x", "{http.regexp.name.1}", "a regular expression in a matcher"},
+		{"GET", "https://docs.example.com/contracts/7/session", "{X-Viewer-Document}", "the app's 204"},
+		{"GET", "https://docs.example.com/static/doc", "doc", "the cookie viewer_session"},
+		{"GET", "https://docs.example.com/elsewhere", "", "no route matches"},
+		{"GET", "https://other.example.com/documents/42", "", "no viewer_session sees the request"},
+		{"GET", "https://docs.example.com:8443/documents/42", "", "no server listens"},
+		{"GET", "http://docs.example.com/documents/42", "", "try https"},
+		{"GET", "http://localhost:8080/documents/42", "42", ""},
+	} {
+		e := explained(t, explainedSite, test.method, test.url)
+		text := e.text()
+		encoded, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, h := range e.Handlers {
+			if h.Token != nil {
+				got = h.Token.DocumentID
+			}
+		}
+		if got != test.document || e.Token != (test.document != "") {
+			t.Errorf("%s %s: token %v for %q, want %q\n%s", test.method, test.url, e.Token, got, test.document, text)
+		}
+		if !strings.Contains(text, test.says) && !strings.Contains(string(encoded), test.says) {
+			t.Errorf("%s %s does not say %q:\n%s", test.method, test.url, test.says, text)
+		}
+		for line := range strings.SplitSeq(text, "\n") {
+			if len(line) > 140 {
+				t.Errorf("%s: a line of %d characters: %s", test.url, len(line), line)
+			}
+		}
+	}
+}
+
+// The request to the API is the one that would be sent, with placeholders as they
+// stand, and the conditions are what was not looked into.
+func TestExplainTheRequest(t *testing.T) {
+	e := explained(t, explainedSite, "GET", "https://docs.example.com/view?doc=lease-2026")
+	if len(e.Handlers) != 1 || e.Handlers[0].Token == nil {
+		t.Fatal(e.text())
+	}
+	token := e.Handlers[0].Token
+	want := fmt.Sprintf(`{"allowed_documents":[{"document_id":"lease-2026","document_permissions":["read","write"],"permissions":["read","write"]}],"exp":%d,"user_id":"{http.auth.user.id}","team":"{http.vars.team}"}`, testNow.Add(30*time.Minute).Unix())
+	if string(token.Request) != want || token.TTL != "30m" || token.MinRemaining != "5m" || token.RenewedAfter != "12m30s" || token.Header != "X-Viewer-Session" || token.Browser {
+		t.Errorf("got  %+v\nwant %s", token, want)
+	}
+	if token.Placeholders["http.auth.user.id"] != "authentication in Caddy, such as basic_auth" || token.Placeholders["http.vars.team"] == "" || len(token.Placeholders) != 3 {
+		t.Errorf("placeholders %v", token.Placeholders)
+	}
+	e = explained(t, explainedSite, "GET", "https://docs.example.com/documents/42")
+	if got := e.Handlers[0].Conditions; len(got) != 1 || got[0] != "authentication lets the request through" {
+		t.Errorf("conditions %q", got)
+	}
+	if e.Answered != "reverse_proxy" || e.Hosts[0] != "docs.example.com" || e.Listen[0] != ":443" {
+		t.Errorf("got %+v", e)
+	}
+}
+
+func TestShortDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		time.Hour: "1h", 90 * time.Minute: "1h30m", 45 * time.Second: "45s", 22*time.Minute + 30*time.Second: "22m30s", 720 * time.Hour: "720h",
+		10 * time.Minute: "10m", time.Hour + time.Second: "1h0m1s",
+	} {
+		if got := shortDuration(d); got != want {
+			t.Errorf("%v: got %s", d, got)
+		}
+	}
+}
+
+func TestExplainMistakes(t *testing.T) {
+	for address, want := range map[string]string{"docs.example.com/x": "is not an address", "ftp://a/b": "is not an address", "": "is not an address"} {
+		if _, err := explain([]byte(`{}`), "GET", address, testNow); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v", address, err)
+		}
+	}
+	for config, want := range map[string]string{
+		`[`: "not what Caddy reads",
+		`{"apps":{"http":{"servers":{"s":{"routes":[{"handle":[{"handler":"viewer_session","nope":1}]}]}}}}}`:                    "nope",
+		`{"apps":{"http":{"servers":{"s":{"routes":[{"match":[{"host":5}]}]}}}}}`:                                                "the matcher host",
+		`{"apps":{"http":{"servers":{"s":{"routes":[{"handle":[{"handler":"viewer_session","routes":[{"paths":["/a"]}]}]}]}}}}}`: "has no :id",
+	} {
+		if _, err := explain([]byte(config), "GET", "http://a/b", testNow); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %s", config, err, want)
+		}
+	}
+}
