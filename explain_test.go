@@ -56,6 +56,27 @@ const explainedSite = `docs.example.com {
 	respond @blocked 403
 	reverse_proxy app:3000
 }
+http://localhost:8081 {
+	handle /a/* {
+		viewer_session {
+			document_path /a/:id
+			document_path /:id/*
+		}
+	}
+	handle {
+		viewer_session {
+			document_path /*/:id
+		}
+	}
+}
+http://localhost:8082 {
+	route /b/* {
+		respond /b/blocked* 403
+		viewer_session {
+			document_path /b/:id
+		}
+	}
+}
 http://localhost:8080 {
 	respond /documents/* 204
 	viewer_session {
@@ -94,6 +115,10 @@ func TestExplain(t *testing.T) {
 		{"GET", "https://docs.example.com:8443/documents/42", "", "no server listens"},
 		{"GET", "http://docs.example.com/documents/42", "", "try https"},
 		{"GET", "http://localhost:8080/documents/42", "42", ""},
+		{"GET", "http://localhost:8081/a/42", "42", ""},
+		{"GET", "http://localhost:8081/c/42", "42", ""},
+		{"GET", "http://localhost:8082/b/42", "42", ""},
+		{"GET", "http://localhost:8082/b/blocked", "", "static_response answers before any viewer_session"},
 	} {
 		e := explained(t, explainedSite, test.method, test.url)
 		text := e.text()
@@ -142,6 +167,14 @@ func TestExplainTheRequest(t *testing.T) {
 	}
 	if e.Answered != "reverse_proxy" || e.Hosts[0] != "docs.example.com" || e.Listen[0] != ":443" {
 		t.Errorf("got %+v", e)
+	}
+}
+
+// One handle block excludes the others, and one route the later ones.
+func TestExplainSaysWhatWins(t *testing.T) {
+	e := explained(t, explainedSite, "GET", "http://localhost:8081/a/42")
+	if len(e.Handlers) != 1 || len(e.Handlers[0].Routes) != 2 || e.Handlers[0].Routes[1].Why != "an earlier route wins" || e.Handlers[0].Token.DocumentID != "42" {
+		t.Error(e.text())
 	}
 }
 

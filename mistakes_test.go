@@ -11,6 +11,8 @@ const quoteHint = "; write it like that, or in quotes to send the text (in a sni
 // tokenOptionMistakes are mistakes in options that stand in the directive and
 // in a route's block alike, on line 3.
 var tokenOptionMistakes = []struct{ lines, want string }{
+	{"user_id {http.reverse_proxy.header.X-authentik-username}", "user_id {http.reverse_proxy.header.X-authentik-username} is never set, since Go spells that header differently: write {http.reverse_proxy.header.X-Authentik-Username}, at Testfile:"},
+	{"vary_by {http.reverse_proxy.header.remote-groups}", "vary_by {http.reverse_proxy.header.remote-groups} is never set, since Go spells that header differently: write {http.reverse_proxy.header.Remote-Groups}, at Testfile:"},
 	// Missing arguments.
 	{"permissions", "permissions needs at least one name: read, write or download, at Testfile:3"},
 	{"user_id", "user_id needs a value, at Testfile:3"},

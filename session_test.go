@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/viewersession/caddy-viewer-session/internal/clock"
 	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 )
 
@@ -289,5 +290,16 @@ func TestSessionPathTakesNoPageAway(t *testing.T) {
 		r, w = newRequest("GET", "/token?doc=doc1")
 		err := h.ServeHTTP(w, r, appAnswering(204, documentHeader, "doc2"))
 		wantSession(t, w, err)
+	}
+}
+
+// What is left of the token's life is counted by the gateway's clock.
+func TestExpiresIn(t *testing.T) {
+	token := newTestToken("key", "a.b.c", testNow.Unix()+3600, testNow.Unix()+3600, testNow)
+	for after, want := range map[time.Duration]string{0: "3600", 10 * time.Minute: "3000", 59*time.Minute + 1: "59"} {
+		r, w := newRequest("GET", "/documents/doc/session")
+		if err := writeSession(w, r, token, clock.At(testNow.Add(after))); err != nil || !strings.Contains(w.Body.String(), `"expires_in":`+want+"}") {
+			t.Errorf("after %s: %v, %s", after, err, w.Body)
+		}
 	}
 }
