@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -78,7 +79,7 @@ func explain(config []byte, method, address string, now time.Time) (*explanation
 	}
 	if site == nil {
 		e.Why = "no server listens on this port"
-		if strings.HasPrefix(address, "http:") {
+		if u := (url.URL{Host: r.Host}); strings.HasPrefix(address, "http:") && u.Port() == "" {
 			e.Why += "; Caddy redirects HTTP to HTTPS by itself, so try https"
 		}
 		return e, nil
@@ -337,7 +338,11 @@ func (e *explanation) text() string {
 		}
 	}
 	if e.Token {
-		line("token", "yes, if the conditions hold")
+		conditions := ""
+		if slices.ContainsFunc(e.Handlers, func(h handlerExplanation) bool { return h.Token != nil && len(h.Conditions) > 0 }) {
+			conditions = ", if the conditions hold"
+		}
+		line("token", "yes%s", conditions)
 	} else {
 		line("token", "none: %s", e.Why)
 	}

@@ -50,7 +50,7 @@ func TestTokenThatPermitsTooMuchIsNotHandedOut(t *testing.T) {
 			if f.reason.status() != 502 || p.minter.Failing(p.now()) {
 				t.Errorf("status %d, or the API is held back", f.reason.status())
 			}
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(400 * time.Millisecond)
 		}
 		p.wantMints(1) // it is remembered
 		if entries := logs.TakeAll(); len(entries) != 1 || entries[0].Level != zap.ErrorLevel || entries[0].ContextMap()["reason"] != "over_granted" ||

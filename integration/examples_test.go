@@ -58,7 +58,7 @@ func TestExamples(t *testing.T) {
 			if _, err := adapt(string(text), "Caddyfile"); err != nil {
 				t.Error(err)
 			}
-			t.Chdir("..") // where the README has its commands run
+			t.Chdir("..") // where the docs have their commands run
 			exercise(t, newStage(t), string(text))
 		})
 	}
@@ -301,6 +301,21 @@ func quickstart(t *testing.T, s *stage, text string) {
 	_, html := s.fetch("GET", "/documents/floor-plan", "Accept", "text/html")
 	if !strings.Contains(html, "<!doctype html>") || !strings.Contains(html, "floor-plan") {
 		t.Error("no page for browsers")
+	}
+	// It shows what explain says of it.
+	explained := regexp.MustCompile(`(?s)<pre id="explained">(.*?)</pre>`).FindStringSubmatch(html)
+	if explained == nil {
+		t.Fatal("nothing is explained")
+	}
+	config := filepath.Join(t.TempDir(), "Caddyfile")
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, stdout, stderr := caddyCommand(t, nil, "viewer-session", "explain", "--config", config, "http://"+s.gateway+"/documents/floor-plan")
+	for line := range strings.SplitSeq(explained[1], "\n") {
+		if !strings.Contains("\n"+stdout, "\n"+line+"\n") {
+			t.Errorf("the page says %q, and explain\n%s%s", line, stdout, stderr)
+		}
 	}
 	if external := regexp.MustCompile(`(src|href)="(https?:)?//[^"]*\.(js|css|woff2?)`).FindString(html); external != "" {
 		t.Errorf("the page loads %s", external)

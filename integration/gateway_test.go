@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/fcgi"
 	"os"
 	"strings"
 	"sync"
@@ -449,7 +451,7 @@ func TestAccessLogSaysWhatHappened(t *testing.T) {
 }
 
 // With request headers logged in the clear as reverse_proxy does at debug level,
-// the README's filter is what keeps tokens out; without it they show.
+// the filter of docs/security.md is what keeps tokens out; without it they show.
 func TestLogFilterIsNeeded(t *testing.T) {
 	s := newStage(t)
 	if err := loadText(strings.Replace(s.fill(globalOptions+simpleSite),
@@ -462,7 +464,42 @@ func TestLogFilterIsNeeded(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !strings.Contains(string(log), token) {
-		t.Error("debug logs hold no request headers any more: the README need not warn of it")
+		t.Error("debug logs hold no request headers any more: the docs need not warn of it")
+	}
+	if err := os.WriteFile(s.logFile, []byte("searched already\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The debug log of php_fastcgi shows headers as variables. The filter knows them.
+func TestLogFilterForFastCGI(t *testing.T) {
+	s := newStage(t)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		_ = fcgi.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(w, strings.Count(r.Header.Get("X-Viewer-Session"), "."))
+		}))
+	}()
+	site := strings.Replace(simpleSite, "reverse_proxy APP", "reverse_proxy "+listener.Addr().String()+" {\n\t\ttransport fastcgi\n\t}", 1)
+	for _, filtered := range []bool{true, false} {
+		text := s.fill(globalOptions + site)
+		if !filtered {
+			text = strings.Replace(text, "env>HTTP_X_VIEWER_SESSION delete", "env>HTTP_X_NOTHING delete", 1)
+		}
+		if err := loadText(text); err != nil {
+			t.Fatal(err)
+		}
+		if body := s.get("/documents/doc", 200); body != "2" {
+			t.Errorf("the app sees a token with %s dots", body)
+		}
+		log, err := os.ReadFile(s.logFile)
+		if err != nil || !strings.Contains(string(log), `"env":`) || (secretIn(log) == nil) != filtered {
+			t.Errorf("%v; filtered %t: the variables are logged: %t; with a token: %t", err, filtered, strings.Contains(string(log), `"env":`), secretIn(log) != nil)
+		}
 	}
 	if err := os.WriteFile(s.logFile, []byte("searched already\n"), 0o600); err != nil {
 		t.Fatal(err)

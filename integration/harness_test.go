@@ -103,7 +103,7 @@ func newStage(t *testing.T) *stage {
 }
 
 // globalOptions logs everything that Caddy and its modules have to say, and
-// every site has an access log. The filter is the one that the README gives.
+// every site has an access log. The filter is the one of docs/security.md.
 const globalOptions = `{
 	admin ADMIN
 	auto_https off
@@ -116,6 +116,7 @@ const globalOptions = `{
 		format filter {
 			request>headers>X-Viewer-Session delete
 			request>headers>X-Viewer-Rejected delete
+			env>HTTP_X_VIEWER_SESSION delete
 		}
 	}
 	servers {

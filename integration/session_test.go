@@ -98,7 +98,7 @@ func TestSessionPath(t *testing.T) {
 	}
 }
 
-// Without the README's filter, Caddy's access log shows what browsers send: a
+// Without the filter of docs/security.md, Caddy's access log shows what browsers send: a
 // token without its signature.
 func TestRejectedTokenInTheAccessLog(t *testing.T) {
 	s := newStage(t)
