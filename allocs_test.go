@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// What a request may allocate, which does not depend on the machine: the visit
+// What a request may allocate, which does not depend on the machine: the request info
 // with all that hangs on it, and the function that provides the placeholders.
 // More is only for what was asked for: a cookie's text, or a user's claims.
 func TestAllocationBudget(t *testing.T) {

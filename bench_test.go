@@ -243,7 +243,7 @@ func BenchmarkHitParallel(b *testing.B) {
 func BenchmarkRenewing(b *testing.B) {
 	h := instantHandler(b, plainDirective)
 	fill(b, h, 1, "")
-	key := h.pool.keys.cacheKey(string(h.askFor("doc-0").AppendKey(nil)))
+	key := h.pool.keys.cacheKey(string(h.claimsFor("doc-0").AppendKey(nil)))
 	p := prepare(documentPath(0), "ann")
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -327,8 +327,8 @@ func BenchmarkMillionTokens(b *testing.B) {
 	}
 }
 
-// askFor is what a request for the document would ask for.
-func (h *Handler) askFor(document string) *claims.Claims {
+// claimsFor is what a request for the document would ask for.
+func (h *Handler) claimsFor(document string) *claims.Claims {
 	a := new(claims.Claims)
 	h.routes[0].template.Resolve(a, caddy.NewReplacer(), document)
 	return a

@@ -141,7 +141,7 @@ func (s *fakeStore) wantNothingLocked(t *testing.T) {
 	}
 }
 
-// withFleet tests some gateways that share a store, an API and an account. Those
+// withFleet tests some gateways that share a store, an API and a key. Those
 // that have clocks of their own come first.
 func withFleet(t *testing.T, size int, test func(t *testing.T, fleet []*poolTest, store *fakeStore), clocks ...func() clock.Time) {
 	t.Helper()

@@ -332,8 +332,8 @@ func TestStoreNamesHaveAVersion(t *testing.T) {
 		key := p.keys.cacheKey(string(testClaims("doc").AppendKey(nil)))
 		exp := time.Now().Add(time.Hour).Unix()
 		entry, _ := json.Marshal(storedToken{JWT: dwstest.Token(1, exp), Minted: time.Now().UnixNano(), AskedExp: exp})
-		former := string(append(claims.AppendField(nil, p.settings.endpoint), key...))
-		if err := store.Put(context.Background(), former, "", entry, time.Hour); err != nil {
+		previous := string(append(claims.AppendField(nil, p.settings.endpoint), key...))
+		if err := store.Put(context.Background(), previous, "", entry, time.Hour); err != nil {
 			t.Fatal(err)
 		}
 		p.want("doc", resultMinted)

@@ -45,7 +45,7 @@ func TestRotatedKeyNeedsNoReload(t *testing.T) {
 		p.want("cold", resultMinted)
 		p.wantMints(3)
 		if tok := p.want("doc", resultMinted); tok.key() == old.key() {
-			t.Error("a token of the old key's account was used under the new key")
+			t.Error("a token of the old key was used under the new key")
 		}
 
 		// The API refuses the key first. It is held back; as soon as the
@@ -106,7 +106,7 @@ func TestWrongNewKeyTakesNoTokenAway(t *testing.T) {
 		time.Sleep(refusalMemory)
 		p.want("cold", resultMinted)
 		if tok := p.want("kept", resultMinted); tok.key() == kept.key() {
-			t.Error("a token of the old key's account was used under the new key")
+			t.Error("a token of the old key was used under the new key")
 		}
 	})
 }
@@ -162,8 +162,8 @@ func withRotatedKey(t *testing.T, test func(t *testing.T, p *poolTest, old *toke
 }
 
 // The new key's own token has expired, and the API hangs: the first request
-// finds that out, and no other waits for the former key's token.
-func TestFormerTokenBehindAnExpiredOne(t *testing.T) {
+// finds that out, and no other waits for the previous key's token.
+func TestPreviousKeysTokenBehindAnExpiredOne(t *testing.T) {
 	withRotatedKey(t, func(t *testing.T, p *poolTest, old *token) {
 		p.api.Set(func(dwstest.Request) (*http.Response, error) {
 			return dwstest.Grant(dwstest.Token(p.api.Count(), time.Now().Unix()+90))
@@ -186,8 +186,8 @@ func TestFormerTokenBehindAnExpiredOne(t *testing.T) {
 }
 
 // The key was rotated and has proven itself, and then the API fails: whoever
-// has a valid token of the former key is served with it, and does not wait.
-func TestFormerKeysTokensOutliveAnOutage(t *testing.T) {
+// has a valid token of the previous key is served with it, and does not wait.
+func TestPreviousKeysTokensOutliveAnOutage(t *testing.T) {
 	withRotatedKey(t, func(t *testing.T, p *poolTest, old *token) {
 		p.api.Set(dwstest.Hanging)
 		for i := range 5 {
@@ -203,7 +203,7 @@ func TestFormerKeysTokensOutliveAnOutage(t *testing.T) {
 		p.api.Set(nil)
 		time.Sleep(mint.BadNewsAge + 2*maxDelay)
 		if got := p.want("doc", resultMinted); got == old {
-			t.Error("the former key's token, although another could be minted")
+			t.Error("the previous key's token, although another could be minted")
 		}
 		p.api.Set(dwstest.Hanging)
 		time.Sleep(2 * time.Hour)
@@ -211,7 +211,7 @@ func TestFormerKeysTokensOutliveAnOutage(t *testing.T) {
 	})
 	withRotatedKey(t, func(t *testing.T, p *poolTest, old *token) {
 		if got := p.want("doc", resultMinted); got == old {
-			t.Error("the former key's token, with the API well")
+			t.Error("the previous key's token, with the API well")
 		}
 	})
 }
@@ -322,8 +322,8 @@ func TestNewKeyDoesNotJoinAnOldOnesMint(t *testing.T) {
 }
 
 // After a rotation the API that works with the new key is believed when it
-// refuses a document: a former key's token would say what is not true any more.
-func TestFormerTokenDoesNotStandInForARefusal(t *testing.T) {
+// refuses a document: a previous key's token would say what is not true any more.
+func TestPreviousKeysTokenDoesNotStandInForARefusal(t *testing.T) {
 	for status, want := range map[int]reason{422: reasonRefused, 404: reasonRefused, 409: reasonRefused} {
 		withRotatedKey(t, func(t *testing.T, p *poolTest, old *token) {
 			p.want("proves", resultMinted) // the new key works

@@ -47,7 +47,7 @@ func TestAgainstModel(t *testing.T) {
 		})
 	}
 	t.Log(results)
-	for _, want := range []string{"hit", "renewing", "minted", "stale", "unavailable", "timeout", "throttled", "rejected", "key_refused", "invalid_reply", "purged", "former key's"} {
+	for _, want := range []string{"hit", "renewing", "minted", "stale", "unavailable", "timeout", "throttled", "rejected", "key_refused", "invalid_reply", "purged", "previous key's"} {
 		if results[want] == 0 && len(seeds) > 1 {
 			t.Errorf("%s never came about, so it was not tested", want)
 		}
@@ -270,11 +270,11 @@ func (m *model) request() {
 	a := testClaims(document)
 	a.UserID = user
 	name := document + "/" + user
-	used, former := m.provenKey(), m.previousKeys()
+	used, previous := m.provenKey(), m.previousKeys()
 	m.mu.Lock()
 	before, calls := m.latest[name+"/"+used], m.api.Count()
 	var older issue // that lasts longest
-	for _, key := range former {
+	for _, key := range previous {
 		if one := m.latest[name+"/"+key]; one.exp > older.exp {
 			older = one
 		}
@@ -308,7 +308,7 @@ func (m *model) request() {
 			complain("%v, although a token is valid for another %s", f, remaining)
 		}
 		if left := time.Unix(older.exp, 0).Sub(start); left > took && f.reason.apiTrouble() {
-			complain("%v, although a former key's token is valid for another %s", f, left)
+			complain("%v, although a previous key's token is valid for another %s", f, left)
 		}
 		// With the API well for longer than any back-off, there is a token.
 		if m.fault == "" && start.Sub(m.faultSince) > 40*time.Second {
@@ -318,8 +318,8 @@ func (m *model) request() {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if slices.Contains(former, m.issued[tok.jwt()].key) {
-		m.results["former key's"]++
+	if slices.Contains(previous, m.issued[tok.jwt()].key) {
+		m.results["previous key's"]++
 	}
 	// A token is one that the API issued for just this, and it has not expired.
 	made, ok := m.issued[tok.jwt()]
@@ -328,7 +328,7 @@ func (m *model) request() {
 		complain("the API never issued the token")
 	case made.name != name:
 		complain("the token was issued for %s", made.name)
-	case made.key != used && made.key != m.key && (!slices.Contains(former, made.key) || result != resultStale):
+	case made.key != used && made.key != m.key && (!slices.Contains(previous, made.key) || result != resultStale):
 		complain("the token was issued under the key %s", made.key)
 	case made.purges < m.purges[document]:
 		complain("the token was purged")

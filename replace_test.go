@@ -134,9 +134,9 @@ func TestManyBrowsersRejectAtOnce(t *testing.T) {
 	})
 }
 
-// The same when the key has been rotated meanwhile: the former key's token is
+// The same when the key has been rotated meanwhile: the previous key's token is
 // the fallback for everybody else, but not for whom it was rejected.
-func TestRejectedTokenOfAFormerKey(t *testing.T) {
+func TestRejectedTokenOfAPreviousKey(t *testing.T) {
 	withRotatedKey(t, func(t *testing.T, p *poolTest, first *token) {
 		p.api.Set(dwstest.Failing(500))
 		if tok, result, f := p.replace(t.Context(), testClaims("doc"), first.jwt()); f == nil || f.reason != reasonUnavailable {

@@ -45,7 +45,7 @@ func alive(err error) bool {
 		redis.HasErrorPrefix(err, "MISCONF")
 }
 
-// retired are clients of former configs that are still open, the oldest first.
+// retired are clients of previous configs that are still open, the oldest first.
 var retired struct {
 	sync.Mutex
 	clients []*client

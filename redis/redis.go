@@ -60,7 +60,7 @@ var (
 	closeAfter = 5 * time.Second
 )
 
-// maxRetired is how many clients of former configs stay open, however often
+// maxRetired is how many clients of previous configs stay open, however often
 // configs are reloaded.
 const maxRetired = 2
 

@@ -118,7 +118,7 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// Reloads under load leave no connections behind: what former configs have open
+// Reloads under load leave no connections behind: what previous configs have open
 // is bounded, and goes within seconds.
 func TestConnectionsOfManyReloads(t *testing.T) {
 	server := redistest.Start(t)
@@ -163,5 +163,5 @@ func TestConnectionsOfManyReloads(t *testing.T) {
 	if limit := (maxRetired + 3) * one; most > limit {
 		t.Errorf("%d connections, want at most %d", most, limit)
 	}
-	waitFor(t, "the connections of former configs to go", func() bool { return clients() <= one+readers })
+	waitFor(t, "the connections of previous configs to go", func() bool { return clients() <= one+readers })
 }

@@ -313,7 +313,7 @@ func (m *Minter) APITime(now clock.Time) time.Time {
 }
 
 // KeyChanged must be called when the source has another key: what failed because
-// the API refused the former one is tried again at once.
+// the API refused the previous one is tried again at once.
 func (m *Minter) KeyChanged() { m.backoff.forgetRefusals() }
 
 // Failing reports whether a mint would likely fail now.
