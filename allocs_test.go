@@ -16,9 +16,14 @@ func TestAllocationBudget(t *testing.T) {
 	}{
 		"no viewer route": {"/assets/app.js", "", 0},
 		"header":          {"/documents/doc", "", 2},
-		"allow_store":     {"/documents/doc", "allow_store", 2},
-		"cookie":          {"/documents/doc", "request_cookie viewer_session", 8},
-		"user":            {"/documents/doc", "user_id {http.auth.user.id}\nclaim team {http.auth.user.id}", 9},
+
+		// The app's headers are watched where there are session paths.
+		"no viewer route, session paths": {"/assets/app.js", "session_path /documents/:id/session", 1},
+		"header, session paths":          {"/documents/doc", "session_path /documents/:id/session", 2},
+
+		"allow_store": {"/documents/doc", "allow_store", 2},
+		"cookie":      {"/documents/doc", "request_cookie viewer_session", 8},
+		"user":        {"/documents/doc", "user_id {http.auth.user.id}\nclaim team {http.auth.user.id}", 9},
 	} {
 		t.Run(name, func(t *testing.T) {
 			directive := strings.NewReplacer("1500MiB", "1MiB", "}", test.options+"\n}").Replace(plainDirective)

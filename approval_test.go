@@ -291,3 +291,41 @@ func TestAppsUserStandsInForAnEmptyVaryBy(t *testing.T) {
 	r, w = newRequest("GET", "/documents/doc/session")
 	wantSession(t, w, h.ServeHTTP(w, r, appAnswering(204, permissionsHeader, "read")))
 }
+
+// What the app says to the gateway reaches no browser, and what a browser says of a
+// rejected token no app, on any path of a handler that has session paths.
+func TestWhatIsSaidToTheGatewayStaysInside(t *testing.T) {
+	says := func(trailer bool) *app {
+		return &app{do: func(w http.ResponseWriter, _ *http.Request) error {
+			for _, name := range approvalHeaders {
+				w.Header().Set(name, "secret")
+			}
+			w.Header().Set("Link", "kept")
+			w.WriteHeader(http.StatusEarlyHints)
+			w.WriteHeader(http.StatusOK)
+			if trailer {
+				w.Header().Set(http.TrailerPrefix+documentHeader, "secret")
+			}
+			return nil
+		}}
+	}
+	sessions := newTestHandler(t, new(dwstest.API), sessionRoutes)
+	stored := newTestHandler(t, new(dwstest.API), strings.Replace(sessionRoutes, "viewer_session {", "viewer_session {\nallow_store", 1))
+	without := newTestHandler(t, new(dwstest.API), oneRoute)
+	for _, target := range []string{"/documents/doc", "/elsewhere", "//documents/doc/session", "/documents/doc%2Fsession", "/documents/a.b/session", "/documents/doc/session/"} {
+		for _, h := range []*Handler{sessions, stored, without} {
+			for _, method := range []string{"GET", "OPTIONS", "POST"} {
+				r, w := newRequest(method, target, rejectedHeader, "a.b.c", "X_Viewer_Rejected", "a.b.c")
+				next := says(method == "POST")
+				if err := h.ServeHTTP(w, r, next); err != nil {
+					t.Fatal(err)
+				}
+				told := w.Header().Get(documentHeader)+w.Header().Get(permissionsHeader)+w.Header().Get(userHeader)+w.Header().Get(http.TrailerPrefix+documentHeader) != ""
+				rejected := next.header.Get(rejectedHeader) != "" || next.header["X_Viewer_Rejected"] != nil
+				if inside := h != without; told == inside || rejected == inside || w.Header().Get("Link") != "kept" {
+					t.Errorf("%s %s, session paths %t: told %v, and of a rejected token %v", method, target, inside, w.Header(), next.header)
+				}
+			}
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -30,6 +31,7 @@ type explanation struct {
 	Listen   []string             `json:"listen,omitempty"`
 	Hosts    []string             `json:"hosts,omitempty"`
 	Answered string               `json:"answered_by,omitempty"` // what answers in the end, as far as that is sure
+	Later    []string             `json:"later,omitempty"`       // conditions for that
 	Handlers []handlerExplanation `json:"handlers"`
 }
 
@@ -84,13 +86,13 @@ func explain(config []byte, method, address string, now time.Time) (*explanation
 		}
 		return e, nil
 	}
-	e.Server, e.Listen, e.Hosts, e.Answered = site.Server, site.Listen, site.Hosts, site.Answered
+	e.Server, e.Listen, e.Hosts, e.Answered, e.Later = site.Server, site.Listen, site.Hosts, site.Answered, site.Later
 	for _, found := range site.Handlers {
-		explained, err := explainHandler(found.Config, r, now)
+		explained, err := explainHandler(found.Config, found.Before, r, now)
 		if err != nil {
 			return nil, fmt.Errorf("viewer_session: %w", err)
 		}
-		explained.Conditions = found.Conditions
+		explained.Conditions = append(found.Conditions, explained.Conditions...)
 		e.Handlers = append(e.Handlers, *explained)
 		e.Token = e.Token || explained.Token != nil
 		e.Why = cmp.Or(e.Why, explained.Why)
@@ -98,15 +100,20 @@ func explain(config []byte, method, address string, now time.Time) (*explanation
 	switch {
 	case e.Token:
 		e.Why = ""
+	case len(site.Handlers) == 0 && len(site.Hosts) == 0 && len(site.OtherHosts) > 0:
+		e.Why = "no site on this port has the host " + r.Host
+		if strings.HasPrefix(address, "http:") {
+			e.Why += " (Caddy redirects HTTP to HTTPS by itself: try https)"
+		}
 	case len(site.Handlers) == 0 && site.Answered != "":
-		e.Why = site.Answered + " answers before any viewer_session"
+		e.Why = site.Answered + " answers, and no viewer_session before it sees the request"
 	case len(site.Handlers) == 0:
 		e.Why = "no viewer_session sees the request: there is none in this site, or it is in a handle block for other paths"
 	}
 	return e, nil
 }
 
-func explainHandler(config json.RawMessage, r *http.Request, now time.Time) (*handlerExplanation, error) {
+func explainHandler(config json.RawMessage, before []string, r *http.Request, now time.Time) (*handlerExplanation, error) {
 	raw, err := withoutMember(config, "handler")
 	if err != nil {
 		return nil, err
@@ -129,6 +136,24 @@ func explainHandler(config json.RawMessage, r *http.Request, now time.Time) (*ha
 	}
 	var c claims.Claims
 	route.template.Resolve(&c, x.replacer(), id)
+	switch missing := neverSet(c.UserID, before); {
+	case missing != "" && route.session:
+		e.Conditions = append(e.Conditions, "the app names the user in X-Viewer-User, since "+missing)
+	case missing != "":
+		e.Why = "user_id is never set: " + missing
+		return e, nil
+	}
+	if route.session {
+		e.Conditions = append(e.Conditions, "the app answers 204 (and X-Viewer-Permissions and X-Viewer-User in it replace what is said above)")
+	}
+	for _, name := range slices.Sorted(maps.Keys(x.from)) {
+		if varies := slices.Contains(c.VaryBy, "{"+name+"}"); !varies && name != documentHeader {
+			e.Conditions = append(e.Conditions, "{"+name+"} is not empty")
+		}
+	}
+	if strings.Contains(id, "{") {
+		e.Conditions = append(e.Conditions, id+" fits document_id_format")
+	}
 	body := c.Body(now.Add(c.TTL).Unix(), dws.BothNames)
 	e.Token = &tokenExplanation{
 		DocumentID: id, Permissions: c.Permissions, UserID: c.UserID, Placeholders: x.from,
@@ -151,6 +176,27 @@ func shortDuration(d time.Duration) string {
 		text += "m"
 	}
 	return strings.TrimSuffix(text, "h0m") + map[bool]string{true: "h"}[strings.HasSuffix(text, "h0m")]
+}
+
+// neverSet says why a user's placeholder cannot be set, if nothing that the
+// request has passed sets it.
+func neverSet(user string, before []string) string {
+	switch {
+	case slices.ContainsFunc(before, func(name string) bool { return !slices.Contains(coreHandlers, name) }):
+		return "" // a plugin may set it
+	case strings.Contains(user, "{http.auth.") && !slices.Contains(before, "authentication"):
+		return "no authentication (such as basic_auth) sees this request before viewer_session"
+	case strings.Contains(user, "{http.reverse_proxy.header.") && !slices.Contains(before, "reverse_proxy"):
+		return "no forward_auth sees this request before viewer_session"
+	default:
+		return ""
+	}
+}
+
+// coreHandlers are those of Caddy that set no user but as neverSet says.
+var coreHandlers = []string{
+	"headers", "encode", "vars", "map", "tracing", "log_append", "request_body", "templates", "intercept", "push", "rewrite", "subroute",
+	"invoke", "authentication", "reverse_proxy", "static_response", "file_server", "error", "metrics", "acme_server", "viewer_session",
 }
 
 // explainer explains one request, and notes the placeholders that it leaves as
@@ -308,7 +354,7 @@ func (e *explanation) text() string {
 	}
 	for i, h := range e.Handlers {
 		if len(e.Handlers) > 1 {
-			line("", "")
+			b.WriteByte('\n')
 			line("handler", "viewer_session %d of %d", i+1, len(e.Handlers))
 		}
 		width := 0
@@ -336,6 +382,16 @@ func (e *explanation) text() string {
 			}
 			line(label, "%s", condition)
 		}
+	}
+	if e.Answered != "" && e.Answered != "reverse_proxy" && len(e.Handlers) > 0 {
+		line("then", "%s answers", e.Answered)
+	}
+	for j, condition := range e.Later {
+		label := ""
+		if j == 0 && len(e.Handlers) > 0 {
+			label = "later"
+		}
+		line(label, "%s", condition)
 	}
 	if e.Token {
 		conditions := ""

@@ -3,6 +3,7 @@ package viewersession
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func explained(t *testing.T, caddyfile, method, address string) *explanation {
 
 const explainedSite = `docs.example.com {
 	@blocked path /documents/secret*
-	basic_auth /documents/* {
+	basic_auth {
 		ann $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG
 	}
 	viewer_session {
@@ -69,6 +70,23 @@ http://localhost:8081 {
 		}
 	}
 }
+http://localhost:8083 {
+	basic_auth /a/* {
+		ann $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG
+	}
+	@outside not remote_ip private_ranges
+	viewer_session {
+		user_id {http.auth.user.id}
+		document_path /a/:id /b/:id
+		session_path /b/:id/session
+		document_path /c/:id {
+			user_id {http.reverse_proxy.header.Remote-User}
+		}
+	}
+	respond @outside 403
+	respond /a/9 403
+	reverse_proxy app:3000
+}
 http://localhost:8082 {
 	route /b/* {
 		respond /b/blocked* 403
@@ -111,14 +129,20 @@ func TestExplain(t *testing.T) {
 		{"GET", "https://docs.example.com/contracts/7/session", "{X-Viewer-Document}", "the app's 204"},
 		{"GET", "https://docs.example.com/static/doc", "doc", "the cookie viewer_session"},
 		{"GET", "https://docs.example.com/elsewhere", "", "no route matches"},
-		{"GET", "https://other.example.com/documents/42", "", "no viewer_session sees the request"},
+		{"GET", "https://other.example.com/documents/42", "", "no site on this port has the host other.example.com"},
 		{"GET", "https://docs.example.com:8443/documents/42", "", "no server listens"},
 		{"GET", "http://docs.example.com/documents/42", "", "try https"},
 		{"GET", "http://localhost:8080/documents/42", "42", ""},
 		{"GET", "http://localhost:8081/a/42", "42", ""},
+		{"GET", "http://localhost:8083/a/42", "42", "respond (or redir, abort) does not answer, as it would for not the matcher remote_ip"},
+		{"GET", "http://localhost:8083/a/9", "9", "then        static_response answers"},
+		{"GET", "http://localhost:8083/b/42", "", "no authentication (such as basic_auth) sees this request"},
+		{"GET", "http://localhost:8083/b/42/session", "42", "the app names the user in X-Viewer-User, since no authentication"},
+		{"GET", "http://localhost:8083/c/42", "", "no forward_auth sees this request before viewer_session"},
+		{"GET", "https://b\u00fccher.example.com/documents/42", "", "xn--bcher-kva.example.com"},
 		{"GET", "http://localhost:8081/c/42", "42", ""},
 		{"GET", "http://localhost:8082/b/42", "42", ""},
-		{"GET", "http://localhost:8082/b/blocked", "", "static_response answers before any viewer_session"},
+		{"GET", "http://localhost:8082/b/blocked", "", "static_response answers, and no viewer_session before it"},
 	} {
 		e := explained(t, explainedSite, test.method, test.url)
 		text := e.text()
@@ -162,7 +186,7 @@ func TestExplainTheRequest(t *testing.T) {
 		t.Errorf("placeholders %v", token.Placeholders)
 	}
 	e = explained(t, explainedSite, "GET", "https://docs.example.com/documents/42")
-	if got := e.Handlers[0].Conditions; len(got) != 1 || got[0] != "authentication lets the request through" {
+	if got := e.Handlers[0].Conditions; !slices.Equal(got, []string{"authentication lets the request through", "{http.auth.user.id} is not empty", "{http.vars.team} is not empty"}) {
 		t.Errorf("conditions %q", got)
 	}
 	if e.Answered != "reverse_proxy" || e.Hosts[0] != "docs.example.com" || e.Listen[0] != ":443" {

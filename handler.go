@@ -13,6 +13,9 @@ import (
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	// 1. Strip, always: no branch below may let a client's own value through.
 	h.names.Strip(r, placedOn)
+	if h.hasSessions {
+		takeRejected(r)
+	}
 
 	// 2. Match.
 	route, documentID := h.match(r)
@@ -20,7 +23,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		if documentID != "" {
 			h.noteMisfit(documentID)
 		}
-		return next.ServeHTTP(w, r)
+		return h.pass(nil, w, r, next)
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	info := newRequestInfo(r, repl)
@@ -30,7 +33,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	if skipsToken(r) {
 		h.bypass(info)
-		return next.ServeHTTP(w, r)
+		return h.pass(&info.approval, w, r, next)
 	}
 
 	// 3. Resolve.

@@ -19,7 +19,8 @@ type requestInfo struct {
 	result     result
 	expiresAt  int64
 	failure    *failure
-	rejected   string // the token that a browser says was rejected
+
+	awaitsApproval bool // a session path has called the app
 
 	placed []strip.Placed // tokens that are on the request now
 
@@ -27,6 +28,8 @@ type requestInfo struct {
 	first   [1]strip.Placed
 	header  [1]string // the header's value; never shared with the cache
 	noStore noStoreWriter
+
+	approval approvalWriter
 }
 
 // requestInfoKey is its key in the request's variables, which clients cannot write.

@@ -18,13 +18,17 @@ import (
 // config leaves that to the app.
 func (h *Handler) forward(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, info *requestInfo) error {
 	if h.AllowStore {
-		return next.ServeHTTP(w, r)
+		return h.pass(&info.approval, w, r, next)
 	}
 	writer := &info.noStore
 	if writer.ResponseWriter != nil {
 		writer = new(noStoreWriter) // the room in info is taken
 	}
-	replaced, err := writer.serve(w, r, next)
+	hidden := h.hideApproval(&info.approval, w, r)
+	replaced, err := writer.serve(hidden, r, next)
+	if hidden != w {
+		dropApproval(w.Header()) // what comes as trailers
+	}
 	if replaced {
 		h.noteReplaced()
 	}

@@ -53,8 +53,9 @@ type route struct {
 
 // router finds the route of a request.
 type router struct {
-	routes   []*route // session paths first
-	idFormat func(string) bool
+	routes      []*route // session paths first
+	hasSessions bool
+	idFormat    func(string) bool
 }
 
 // newRouter compiles routes and completes them with what is the same for all.
@@ -87,7 +88,7 @@ func newRouter(configs []Route, documentID, idFormat string, options TokenOption
 			pages = append(pages, page)
 		}
 	}
-	rt := router{slices.Concat(sessions, pages), fits}
+	rt := router{slices.Concat(sessions, pages), len(sessions) > 0, fits}
 	return rt, rt.check(documentID)
 }
 

@@ -31,18 +31,57 @@ const (
 	rejectedHeader = "X-Viewer-Rejected"
 )
 
-// rejectedNames are stripped on session paths: they are for the gateway alone.
+// rejectedNames are for the gateway alone.
 var rejectedNames = strip.New(rejectedHeader, "")
+
+// rejectedToken is what a browser says was rejected, among the request's
+// variables: another instance may be the one that answers.
+type rejectedToken string
+
+// String keeps {http.vars.*} from printing it.
+func (rejectedToken) String() string { return "" }
+
+const rejectedKey = requestInfoKey + ".rejected"
+
+// takeRejected moves the rejected token from the request to its variables.
+func takeRejected(r *http.Request) {
+	if rejected := r.Header.Get(rejectedHeader); rejected != "" {
+		caddyhttp.SetVar(r.Context(), rejectedKey, rejectedToken(rejected))
+	}
+	rejectedNames.Strip(r, nil)
+}
+
+// hideApproval returns the writer behind which what the app says to the gateway
+// stays inside. If there are session paths, that is so on all others as well,
+// which may differ from them by no more than what some server makes of a path.
+// room is used for it if there is any and it is not taken.
+func (h *Handler) hideApproval(room *approvalWriter, w http.ResponseWriter, r *http.Request) http.ResponseWriter {
+	if info := requestInfoFrom(r); !h.hasSessions || info != nil && info.awaitsApproval {
+		return w // or an instance further out takes it
+	}
+	if room == nil || room.ResponseWriter != nil {
+		room = new(approvalWriter)
+	}
+	room.ResponseWriter = w
+	return room
+}
+
+// pass calls the next handler without a token.
+func (h *Handler) pass(room *approvalWriter, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	hidden := h.hideApproval(room, w, r)
+	err := next.ServeHTTP(hidden, r)
+	if hidden != w {
+		dropApproval(w.Header()) // what comes as trailers
+	}
+	return err
+}
 
 // serveSession answers a request to a path at which the browser fetches its
 // token. The app is asked first, and gets no token: if it answers 204, the
 // browser gets one. Any other answer of the app passes as it is.
 func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, info *requestInfo, template *claims.Template) error {
 	info.bypass() // unless the app approves
-	if rejected := r.Header.Get(rejectedHeader); rejected != "" {
-		info.rejected = rejected
-	}
-	rejectedNames.Strip(r, nil)
+	rejected, _ := caddyhttp.GetVar(r.Context(), rejectedKey).(rejectedToken)
 
 	fetches := (r.Method == http.MethodGet || r.Method == http.MethodHead) && !skipsToken(r)
 	if site := r.Header.Get("Sec-Fetch-Site"); fetches && (site == "cross-site" || site == "same-site") {
@@ -55,7 +94,9 @@ func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next cadd
 	missing := template.Resolve(&c, repl, info.documentID)
 
 	writer := &approvalWriter{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, fetches: fetches}
+	info.awaitsApproval = true
 	err := next.ServeHTTP(writer, r)
+	info.awaitsApproval = false
 	dropApproval(w.Header())
 	if err != nil || !writer.approved {
 		h.bypass(info)
@@ -67,7 +108,7 @@ func (h *Handler) serveSession(w http.ResponseWriter, r *http.Request, next cadd
 	if f != nil {
 		return h.failSession(w, info, f)
 	}
-	token, result, f := h.pool.replace(r.Context(), &c, info.rejected)
+	token, result, f := h.pool.replace(r.Context(), &c, string(rejected))
 	if f != nil {
 		return h.failSession(w, info, f)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/rewrite"
+	"golang.org/x/net/idna"
 )
 
 // Site is what a request meets on its way.
@@ -25,13 +26,18 @@ type Site struct {
 	Listen []string // its addresses
 	Hosts  []string // of the routes that match; none for any
 
+	// OtherHosts are those of routes that do not match. If there are no Hosts
+	// then, no site has the request's.
+	OtherHosts []string
+
 	// Handlers are those that were looked for, as JSON, in the order in which
 	// they see the request.
 	Handlers []Handler
 
-	// Answered says what answers the request before it gets any further; empty
-	// if nothing is sure to.
+	// Answered says what answers the request in the end; empty if nothing is
+	// sure to. Later are the conditions for that, beyond those of the last handler.
 	Answered string
+	Later    []string
 }
 
 // Handler is one of those that were looked for.
@@ -41,6 +47,9 @@ type Handler struct {
 	// Conditions are what was not looked into on the way to the handler:
 	// matchers that count as met, and handlers that may answer first.
 	Conditions []string
+
+	// Before are the names of the handlers that the request has passed.
+	Before []string
 }
 
 // route is the part of caddyhttp.Route that can be read without provisioning.
@@ -60,6 +69,11 @@ type server struct {
 // NewRequest returns the request for an address, as handlers see it.
 func NewRequest(method, address string) (*http.Request, error) {
 	u, err := url.Parse(address)
+	if err == nil {
+		if ascii, idnaErr := idna.Lookup.ToASCII(u.Hostname()); idnaErr == nil && ascii != "" {
+			u.Host = strings.Replace(u.Host, u.Hostname(), ascii, 1)
+		}
+	}
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("%q is not an address: write one as browsers show it, such as https://docs.example.com/documents/42", address)
 	}
@@ -98,6 +112,7 @@ func Find(config []byte, r *http.Request, handler string) (*Site, error) {
 			if _, err := w.follow(s.Routes, make(map[string]bool)); err != nil {
 				return nil, err
 			}
+			w.site.Later = slices.Clone(w.conditions[min(w.seen, len(w.conditions)):])
 			return w.site, nil
 		}
 	}
@@ -127,6 +142,8 @@ type walk struct {
 	r          *http.Request
 	handler    string
 	conditions []string
+	seen       int // conditions of the last handler that was found
+	before     []string
 	depth      int
 }
 
@@ -162,7 +179,7 @@ func (w *walk) follow(routes []route, groups map[string]bool) (answered bool, er
 			// is a condition for what follows.
 			w.conditions = w.conditions[:before]
 			if answered {
-				w.conditions = append(w.conditions, "not: "+strings.Join(unknown, ", ")+" ("+w.site.Answered+" would answer)")
+				w.conditions = append(w.conditions, directive(w.site.Answered)+" does not answer, as it would for "+strings.Join(unknown, ", "))
 				w.site.Answered = ""
 			}
 			continue
@@ -200,7 +217,8 @@ func (w *walk) handle(handlers []json.RawMessage) (answered bool, err error) {
 		}
 		switch {
 		case h.Name == w.handler:
-			w.site.Handlers = append(w.site.Handlers, Handler{raw, slices.Clone(w.conditions)})
+			w.site.Handlers = append(w.site.Handlers, Handler{raw, slices.Clone(w.conditions), slices.Clone(w.before)})
+			w.seen = len(w.conditions)
 		case h.Name == "subroute":
 			answered, err = w.follow(h.Routes, make(map[string]bool))
 		case h.Name == "invoke":
@@ -215,13 +233,28 @@ func (w *walk) handle(handlers []json.RawMessage) (answered bool, err error) {
 		case slices.Contains([]string{"reverse_proxy", "static_response", "file_server", "error"}, h.Name):
 			w.site.Answered, answered = h.Name, true
 		default:
-			w.conditions = append(w.conditions, cmp.Or(mayAnswer[h.Name], h.Name+" does not answer first"))
+			w.conditions = append(w.conditions, cmp.Or(mayAnswer[h.Name], directive(h.Name)+" does not answer first"))
 		}
 		if answered || err != nil {
 			return answered, err
 		}
+		w.before = append(w.before, h.Name)
 	}
 	return false, nil
+}
+
+// directive is how a handler is called in Caddyfiles.
+func directive(handler string) string {
+	return cmp.Or(map[string]string{"static_response": "respond (or redir, abort)", "authentication": "basic_auth"}[handler], handler)
+}
+
+// short is the beginning of a matcher's config.
+func short(raw json.RawMessage) string {
+	const most = 35
+	if len(raw) > most {
+		return strings.ToValidUTF8(string(raw[:most]), "") + "…"
+	}
+	return string(raw)
 }
 
 // rewrite changes the path that later matchers see.
@@ -271,6 +304,8 @@ func (w *walk) matchSet(set map[string]json.RawMessage) (met bool, unknown []str
 			}
 			if matched && len(w.site.Hosts) == 0 {
 				w.site.Hosts = hosts
+			} else if !matched {
+				w.site.OtherHosts = append(w.site.OtherHosts, hosts...)
 			}
 		case "path":
 			var paths caddyhttp.MatchPath
@@ -296,7 +331,7 @@ func (w *walk) matchSet(set map[string]json.RawMessage) (met bool, unknown []str
 				}
 			}
 		default:
-			matched, unknown = true, append(unknown, "the matcher "+name+" "+string(raw))
+			matched, unknown = true, append(unknown, "the matcher "+name+" "+short(raw))
 		}
 		if err != nil {
 			return false, nil, fmt.Errorf("the matcher %s: %w", name, err)

@@ -402,4 +402,9 @@ var mutants = []mutant{
 	{"explain: an earlier route does not win", "explain.go", "\t\tcase row.Match && won != nil:\n", "\t\tcase row.Match && won != nil && false:\n", false},
 	{"explain: groups are not exclusive", "internal/sites/sites.go", "\t\tif groups[rt.Group] {\n", "\t\tif false {\n", false},
 	{"explain: what answers is passed over", "internal/sites/sites.go", "\t\t\tw.site.Answered, answered = h.Name, true\n", "\t\t\tw.site.Answered = h.Name\n", false},
+	{"session: what the app says reaches browsers elsewhere", "handler.go", "\t\treturn h.pass(nil, w, r, next)\n", "\t\treturn next.ServeHTTP(w, r)\n", false},
+	{"session: what the app says reaches browsers of pages", "respond.go", "\thidden := h.hideApproval(&info.approval, w, r)\n", "\thidden := w\n", false},
+	{"session: what the app says reaches browsers of bypassed requests", "handler.go", "\t\treturn h.pass(&info.approval, w, r, next)\n", "\t\treturn next.ServeHTTP(w, r)\n", false},
+	{"session: rejected tokens reach the app elsewhere", "handler.go", "\t\ttakeRejected(r)\n", "", false},
+	{"session: an inner instance takes what the outer waits for", "session.go", "\tinfo.awaitsApproval = true\n", "", false},
 }
