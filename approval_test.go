@@ -329,3 +329,18 @@ func TestWhatIsSaidToTheGatewayStaysInside(t *testing.T) {
 		}
 	}
 }
+
+// An instance further in, with session paths of its own, leaves the app's words to
+// the one that waits for them.
+func TestApprovalPassesAnInnerInstance(t *testing.T) {
+	outer := newTestHandler(t, new(dwstest.API), "viewer_session {\nsession_path /contracts/*/session\n}")
+	inner := newTestHandler(t, new(dwstest.API), "viewer_session {\nsession_path /other/*/session\nrequest_header X-Inner\n}")
+	r, w := newRequest("GET", "/contracts/7/session")
+	err := outer.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		return inner.ServeHTTP(w, r, appAnswering(204, documentHeader, "lease"))
+	}))
+	wantSession(t, w, err)
+	if got := placeholder(r, "document_id"); got != "lease" {
+		t.Errorf("document %q", got)
+	}
+}

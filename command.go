@@ -73,10 +73,7 @@ The exit code is
 			if err := m.check(); err != nil {
 				return err
 			}
-			r, err := m.run(cmd.Context())
-			if err != nil {
-				return err
-			}
+			r := m.run(cmd.Context())
 			if err := m.print(cmd.OutOrStdout(), cmd.ErrOrStderr(), r); err != nil {
 				return err
 			}
@@ -211,19 +208,19 @@ func (m *mintCommand) check() error {
 }
 
 // run mints one token as a handler without a transport of its own does.
-func (m *mintCommand) run(ctx context.Context) (*probe.Report, error) {
+func (m *mintCommand) run(ctx context.Context) *probe.Report {
 	caddyCtx, cancel := caddy.NewContext(caddy.Context{Context: context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())})
 	defer cancel()
 	config, err := new(PoolOptions).transportJSON(m.probe.Endpoint.Scheme)
-	if err != nil {
-		return nil, err
+	var mod any
+	if err == nil {
+		mod, err = caddyCtx.LoadModuleByID(transportModule, json.RawMessage(config))
 	}
-	mod, err := caddyCtx.LoadModuleByID(transportModule, json.RawMessage(config))
 	if err != nil {
-		return nil, err
+		return &probe.Report{Endpoint: m.probe.Endpoint.String(), Outcome: dws.Unavailable, Message: err.Error()}
 	}
 	m.probe.Transport = mod.(http.RoundTripper)
-	return m.probe.Run(caddyCtx), nil
+	return m.probe.Run(caddyCtx)
 }
 
 // print writes the report: what is wrong goes to stderr, but for JSON.

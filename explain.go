@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/viewersession/caddy-viewer-session/internal/claims"
 	"github.com/viewersession/caddy-viewer-session/internal/dws"
@@ -212,8 +213,10 @@ func (x *explainer) replacer() *caddy.Replacer {
 	repl := caddy.NewEmptyReplacer()
 	repl.Map(func(name string) (any, bool) {
 		for _, prefix := range []string{"http.request.uri", "http.request.orig_uri", "http.request.host", "http.request.method", "http.request.scheme"} {
-			if value, ok := known.Get(name); ok && strings.HasPrefix(name, prefix) {
-				return value, true
+			if strings.HasPrefix(name, prefix) {
+				if value, ok := known.Get(name); ok {
+					return value, true
+				}
 			}
 		}
 		x.from[name] = sourceOf(name)
@@ -225,10 +228,8 @@ func (x *explainer) replacer() *caddy.Replacer {
 // routes says of each route whether it matches, and returns the one that wins.
 func (x *explainer) routes(rt *router) (e *handlerExplanation, won *route, id string) {
 	e = &handlerExplanation{Routes: []routeExplanation{}}
-	path, canonical := pattern.CanonicalPath(x.r.URL)
-	if original, ok := x.originalPath(); ok {
-		path, canonical = original, ok
-	}
+	original, _ := x.r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	path, canonical := pattern.CanonicalPath(original.URL)
 	switch {
 	case !canonical:
 		e.Why = "the path is not canonical: two servers could read it differently (//, /../, \\, %2F, %25 and the like)"
@@ -257,20 +258,6 @@ func (x *explainer) routes(rt *router) (e *handlerExplanation, won *route, id st
 		e.Why = cmp.Or(e.Why, "no route matches")
 	}
 	return e, won, id
-}
-
-// originalPath is the path before rewrites.
-func (x *explainer) originalPath() (string, bool) {
-	u := *x.r.URL
-	var ok bool
-	if u.Path, ok = x.replacerText("http.request.orig_uri.path"); !ok {
-		return "", false
-	}
-	return pattern.CanonicalPath(&u)
-}
-
-func (x *explainer) replacerText(name string) (string, bool) {
-	return x.r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).GetString(name)
 }
 
 type explainedPattern struct {

@@ -70,6 +70,17 @@ http://localhost:8081 {
 		}
 	}
 }
+http://localhost:8084 {
+	@app header X-App *
+	forward_auth @app localhost:9091 {
+		uri /verify
+	}
+	rewrite /old/* /documents/42
+	viewer_session {
+		document_path /documents/:id
+	}
+	reverse_proxy app:3000
+}
 http://localhost:8083 {
 	basic_auth /a/* {
 		ann $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG
@@ -134,6 +145,9 @@ func TestExplain(t *testing.T) {
 		{"GET", "http://docs.example.com/documents/42", "", "try https"},
 		{"GET", "http://localhost:8080/documents/42", "42", ""},
 		{"GET", "http://localhost:8081/a/42", "42", ""},
+		{"GET", "http://localhost:8084/documents/42", "42", "lets the request through (for the matcher header"},
+		{"GET", "http://localhost:8084/old//x", "", "not canonical"},
+		{"GET", "http://localhost:8084/old/x", "", "segment 1 is \"old\""},
 		{"GET", "http://localhost:8083/a/42", "42", "respond (or redir, abort) does not answer, as it would for not the matcher remote_ip"},
 		{"GET", "http://localhost:8083/a/9", "9", "then        static_response answers"},
 		{"GET", "http://localhost:8083/b/42", "", "no authentication (such as basic_auth) sees this request"},

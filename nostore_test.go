@@ -142,7 +142,7 @@ func TestReplacedCacheControlIsLogged(t *testing.T) {
 				t.Errorf("%s: %v, %v", target, err, got)
 			}
 		}
-		if entries := logs.All(); len(entries) != 1 || !strings.HasPrefix(entries[0].Message, "Cache-Control of a page with a token was replaced") {
+		if entries := logs.All(); len(entries) != 1 || !strings.HasPrefix(entries[0].Message, "Cache-Control of a viewer page was replaced") {
 			t.Errorf("%s: logged %v", target, entries)
 		}
 	}

@@ -227,7 +227,7 @@ func (p *pool) start(key, client string, c *claims.Claims, o flightOptions) (f *
 		defer func() {
 			// Nobody else could recover a panic in a flight.
 			if r := recover(); r != nil {
-				p.panicked(r)
+				p.panicked(r, debug.Stack())
 				f.failure = failureOf(errors.New("minting panicked"))
 			}
 		}()
@@ -263,7 +263,7 @@ func (p *pool) mintOnce(fl *flight, c *claims.Claims, o flightOptions) (t *token
 	look := &look{sharedTier: p.shared, key: key, claims: c, options: o, cached: cached, began: began}
 	var under *lease
 	var found, toShare *token
-	defer func() { under.publish(toShare, p.panicked) }()
+	defer func() { under.publish(toShare, func(r any) { p.panicked(r, debug.Stack()) }) }()
 	minting, err := p.minter.Mint(mint.Job{
 		Request: &c.Request, Name: fl.name, MinRemaining: c.MinRemaining, Waiters: fl.waiters, Renewal: o.renewal, Span: o.span,
 		Peek: func() error {
@@ -317,6 +317,9 @@ func (p *pool) report(m *mint.Result, err error, c *claims.Claims) {
 			logger.Warn("this machine's clock differs from the API's; synchronize it with NTP", zap.Duration("ahead", m.ClockOffset.Round(time.Second)))
 		}
 	}
+	if m.Panic != nil {
+		p.panicked(m.Panic, m.Stack)
+	}
 	if err != nil {
 		f := failureOf(err)
 		turnedDown := f.reason == reasonRateLimited && !errors.Is(err, mint.ErrYielded)
@@ -363,7 +366,7 @@ func (p *pool) warnOfToken(logger *zap.Logger, reply *dws.Reply, c *claims.Claim
 func (p *pool) redact(text string) string { return dws.Redact(text, p.members.key().Secret) }
 
 // panicked tells the operator of a bug.
-func (p *pool) panicked(r any) {
+func (p *pool) panicked(r any, stack []byte) {
 	p.members.logger().Error("minting a session token panicked; this is a bug, please report it",
-		zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
+		zap.Any("panic", r), zap.ByteString("stack", stack))
 }

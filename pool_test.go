@@ -217,6 +217,9 @@ func TestPanicInTheTransportIsAFailure(t *testing.T) {
 			p.wantFailure(fmt.Sprint("doc", i), reasonUnavailable)
 			time.Sleep(time.Second)
 		}
+		if since, last := p.stats.minting.status(); since == nil || last == nil {
+			t.Error("the admin API says that all is well")
+		}
 		p.api.Set(nil)
 		time.Sleep(maxDelay)
 		p.want("doc", resultMinted)

@@ -38,7 +38,7 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, next caddyhttp
 // noteReplaced tells the operator that pages with tokens may be stored.
 func (h *Handler) noteReplaced() {
 	if suppressed, ok := h.log.allow(reasonReplaced, time.Now()); ok {
-		h.logger.Warn("Cache-Control of a page with a token was replaced, so a cache may store it; a header block with one deferred field (-Name, or > in front) "+
+		h.logger.Warn("Cache-Control of a viewer page was replaced, so a cache may store it; a header block with one deferred field (-Name, or > in front) "+
 			"defers all of its fields: set Cache-Control in a block of its own, or with defaults (?Cache-Control)", zap.Int("suppressed", suppressed))
 	}
 }
@@ -49,7 +49,7 @@ var unresolvedHints = map[reason]string{
 	reasonNoUser: "no token for a request without a user id. If users are logged in, authentication likely runs after viewer_session: " +
 		"it belongs before it, as with forward_auth or basic_auth in the default order. " +
 		"Otherwise the placeholder's name is misspelled, or the auth server's answer has no such header",
-	reasonNoPermission: "no token for a request without any permission: the placeholders in permissions came out empty",
+	reasonNoPermission: "no token for a request without any permission: the placeholders in permissions came out empty, or the app's X-Viewer-Permissions, or a vary_by that alone allows more than read",
 	reasonNoClaim:      "no token for a request with an empty claim: a placeholder in it is not set, or its name is misspelled",
 	reasonAppAnswer: "no token although the app approved the session: with its 204 on a session path it names the document in X-Viewer-Document, " +
 		"unless the path has :id, and may name the user in X-Viewer-User, each of them once",

@@ -276,7 +276,10 @@ func (rt *router) matchRoute(candidate *route, path string, r *http.Request) (id
 	if candidate.session && (candidate.documentID == "" || err != nil) {
 		return "", true // the app may know
 	}
-	return id, err == nil && rt.fits(id)
+	if err != nil || !rt.fits(id) {
+		return "", false
+	}
+	return id, true
 }
 
 // fits reports whether a document id that does not come from the path may be used.

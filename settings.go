@@ -320,8 +320,8 @@ func resolveKey(placeholder string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: put the Viewer API key of your DWS account there before Caddy starts", err)
 	}
-	if name, _, ok := strings.Cut(key, "=pdf_"); ok {
-		return "", fmt.Errorf("api_key %s begins with %s=: it should be the key alone, without the name of a variable in front", placeholder, dws.Redact(name, key))
+	if name := secret.NameInFront(key); name != "" {
+		return "", fmt.Errorf("api_key %s begins with %s=: it should be the key alone, without the name of a variable in front", placeholder, name)
 	}
 	if !secret.WellFormed(key) {
 		return "", fmt.Errorf("api_key %s holds spaces, quotes or other characters that no key has: it should be the key alone, without quotes, a name or Bearer in front", placeholder)

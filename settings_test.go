@@ -222,6 +222,8 @@ func TestResolveKey(t *testing.T) {
 		"no name":                         {"{}", empty},
 		"with Bearer":                     {"{env.VIEWER_SESSION_TEST_BEARER}", malformed},
 		"with its name":                   {"{env.VIEWER_SESSION_TEST_NAMED}", malformed},
+		"a whole file of variables":       {file("env", "DB_PASSWORD=hunter2\nDWS_KEY=pdf_live_x"), malformed},
+		"another secret in front":         {file("other", "sk-live/1=pdf_live_x y"), malformed},
 		"named, as in a file for systemd": {file("named", "NUTRIENT_DWS_VIEWER_API_KEY="+dwstest.Key), " begins with NUTRIENT_DWS_VIEWER_API_KEY=: it should be the key alone, without the name of a variable in front"},
 		"two lines":                       {file("lines", dwstest.Key+"\n"+dwstest.Key), malformed},
 		"in quotes":                       {file("quotes", `"`+dwstest.Key+`"`), malformed},

@@ -264,8 +264,8 @@ func TestCommandsInDocs(t *testing.T) {
 	}
 	known := []string{ // and what runs them
 		"go run -tags nobadger,nomysql,nopgx ./cmd/caddy run --config examples/quickstart/Caddyfile", // TestExamples
-		"curl -s localhost:8080/documents/",                                                // TestExamples
-		"curl -X PUT 127.0.0.1:8081/emulator/fault", "curl -X DELETE 127.0.0.1:8081/emulator/fault",  // TestExamples
+		"curl -s localhost:8080/documents/",                                                         // TestExamples
+		"curl -X PUT 127.0.0.1:8081/emulator/fault", "curl -X DELETE 127.0.0.1:8081/emulator/fault", // TestExamples
 		"curl localhost:2019/viewer_session/", "curl -X POST localhost:2019/viewer_session/purge", // TestPurge
 		"go build -tags nobadger,nomysql,nopgx ./cmd/caddy", "xcaddy build --with github.com/viewersession/caddy-viewer-session", // CI
 		"./caddy viewer-session mint", "./caddy viewer-session explain", // TestMintCommand, TestDocsOfExplain

@@ -10,17 +10,19 @@ import "time"
 // Time is a moment. The zero value is none.
 type Time struct {
 	wall int64         // Unix nanoseconds
-	mono time.Duration // since origin
+	mono time.Duration // since a century before the process began
 }
 
-// origin is so long ago that no clock says less than zero, a test's included.
-var origin = time.Now().Add(-100 * 365 * 24 * time.Hour)
+var began = time.Now()
+
+// century keeps every moment positive, a test's included.
+const century = 100 * 365 * 24 * time.Hour
 
 // Now returns the present moment.
 func Now() Time { return At(time.Now()) }
 
 // At returns a moment that the standard library has told.
-func At(t time.Time) Time { return Time{t.UnixNano(), t.Sub(origin)} }
+func At(t time.Time) Time { return Time{t.UnixNano(), t.Sub(began) + century} }
 
 // Of returns a moment of which the two clocks say different things.
 func Of(wall time.Time, mono time.Duration) Time { return Time{wall.UnixNano(), mono} }

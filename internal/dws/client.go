@@ -107,7 +107,7 @@ func (c Call) Send(ctx context.Context) (reply Reply, err error) {
 	if err != nil && ctx.Err() != nil {
 		// When a request is given up, the other end may end its answer in an
 		// orderly way before the connection is closed.
-		return reply, transportError(ctx, endpoint.Host, apiKey, err)
+		return reply, transportError(ctx, endpoint.Host, apiKey, io.ErrUnexpectedEOF)
 	}
 	if err != nil {
 		return reply, &Error{Reason: InvalidReply, StatusCode: resp.StatusCode, Err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -113,6 +114,10 @@ type Result struct {
 	Key  *Key // that the token was minted with
 	Sent bool // whether the API has been asked
 
+	// Panic is what the mint panicked with, and where; nil if it did not.
+	Panic any
+	Stack []byte
+
 	// FellBack is set if the API takes permissions in the documented form only.
 	FellBack bool
 
@@ -153,6 +158,9 @@ func (m *Minter) Mint(j Job) (r Result, err error) {
 	failed := &dws.Error{Reason: dws.Unavailable, Err: errors.New("minting panicked")} // unless it returns
 	hurried := false
 	defer func() {
+		if p := recover(); p != nil {
+			r.Panic, r.Stack = p, debug.Stack()
+		}
 		if failed = m.backoff.settle(a, failed, hurried, m.now()); failed != nil {
 			err = failed
 		}

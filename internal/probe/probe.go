@@ -166,8 +166,8 @@ func (p *Probe) readKey() (key, source, problem string) {
 	if key = strings.TrimSpace(key); key == "" {
 		return "", "", "The API key is missing. It should come from " + source + ", but " + problem
 	}
-	if name, _, ok := strings.Cut(key, "=pdf_"); ok {
-		return "", "", "The API key is missing. It should come from " + source + ", but what is there begins with " + dws.Redact(name, key) + "=. It should be the key alone, without the name of a variable in front."
+	if name := secret.NameInFront(key); name != "" {
+		return "", "", "The API key is missing. It should come from " + source + ", but what is there begins with " + name + "=. It should be the key alone, without the name of a variable in front."
 	}
 	if !secret.WellFormed(key) {
 		return "", "", "The API key is missing. It should come from " + source + ", but what is there holds spaces, quotes or other characters that no key has. It should be the key alone, without quotes, a name or Bearer in front."

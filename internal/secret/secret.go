@@ -43,6 +43,18 @@ func Resolve(option, placeholder string) (string, error) {
 	return "", fmt.Errorf("%s %s is empty or unknown", option, placeholder)
 }
 
+// nameInFront is the name of a variable in front of a key, as in files for
+// systemd. What does not look like one may be another secret.
+var nameInFront = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_]*)=pdf_`)
+
+// NameInFront returns the name of a variable in front of a key, if there is one.
+func NameInFront(value string) string {
+	if found := nameInFront.FindStringSubmatch(value); found != nil {
+		return found[1]
+	}
+	return ""
+}
+
 // WellFormed reports whether a value holds nothing that no API key has: spaces,
 // quotes, and what is left of a placeholder.
 func WellFormed(value string) bool {

@@ -14,10 +14,11 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/net/idna"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/rewrite"
-	"golang.org/x/net/idna"
 )
 
 // Site is what a request meets on its way.
@@ -177,12 +178,19 @@ func (w *walk) follow(routes []route, groups map[string]bool) (answered bool, er
 		if !sure {
 			// Whether the route is taken is not known: what it would answer
 			// is a condition for what follows.
+			within := slices.Clone(w.conditions[before+len(unknown):])
 			w.conditions = w.conditions[:before]
+			for _, condition := range within {
+				w.conditions = append(w.conditions, condition+" (for "+strings.Join(unknown, ", ")+")")
+			}
 			if answered {
 				w.conditions = append(w.conditions, directive(w.site.Answered)+" does not answer, as it would for "+strings.Join(unknown, ", "))
 				w.site.Answered = ""
 			}
 			continue
+		}
+		if rt.Terminal && !answered && w.depth > 1 {
+			w.site.Answered, answered = "an empty answer", true // nothing runs after a terminal route
 		}
 		if answered || rt.Terminal {
 			return answered, nil
