@@ -407,9 +407,9 @@ var mutants = []mutant{
 	{"session: what the app says reaches browsers of bypassed requests", "handler.go", "\t\treturn h.pass(&info.approval, w, r, next)\n", "\t\treturn next.ServeHTTP(w, r)\n", false},
 	{"session: rejected tokens reach the app elsewhere", "handler.go", "\t\ttakeRejected(r)\n", "", false},
 	{"session: an inner instance takes what the outer waits for", "session.go", "\tinfo.awaitsApproval = true\n", "", false},
-	{"pool: panics are not reported", "internal/mint/mint.go", "\t\t\tr.Panic, r.Stack = p, debug.Stack()\n", "\t\t\tpanic(p)\n", false},
+	{"pool: panics are not reported", "internal/mint/mint.go", "\t\t\tr.Panic, r.Stack = p, debug.Stack()\n", "\t\t\t_ = debug.Stack\n\t\t\tpanic(p)\n", false},
 	{"config: another secret in front of the key is quoted", "internal/secret/secret.go", "^([A-Za-z_][A-Za-z0-9_]*)=pdf_", "(?s)^(.*)=pdf_", false},
 	{"explain: users that nothing sets", "explain.go", "\t\treturn \"no forward_auth sees this request before viewer_session\"\n", "\t\treturn \"\"\n", false},
-	{"explain: rewritten paths are matched", "explain.go", "pattern.CanonicalPath(original.URL)", "pattern.CanonicalPath(x.r.URL)", false},
+	{"explain: rewritten paths are matched", "explain.go", "pattern.CanonicalPath(original.URL)", "pattern.CanonicalPath(cmp.Or(x.r.URL, original.URL))", false},
 	{"explain: conditions within other conditions", "internal/sites/sites.go", "\t\t\tfor _, condition := range within {\n", "\t\t\tfor _, condition := range within[:0] {\n", false},
 }
