@@ -93,16 +93,20 @@
 					throw error;
 				}
 			}
+			let timer;
 			const given = new Promise((resolve, reject) => {
-				const timer = setTimeout(() => reject(new NutrientViewerError("no session within 30 seconds")), AUTH_TIMEOUT);
-				this.#given = () => {
-					clearTimeout(timer);
-					resolve();
-				};
+				const error = new NutrientViewerError("Auth refresh timed out: setSession was not called within 30 seconds.");
+				timer = setTimeout(reject, AUTH_TIMEOUT, error);
+				this.#given = resolve;
+				// A callback that fails ends the wait. One that returns does not: setSession() does.
+				new Promise((called) => called(this.#configuration.onAuthFailed())).catch(reject);
 			});
-			Promise.resolve(this.#configuration.onAuthFailed()).catch(() => {});
-			await given;
-			this.#given = undefined;
+			try {
+				await given;
+			} finally {
+				clearTimeout(timer);
+				this.#given = undefined;
+			}
 			return signIn(this.#session);
 		}
 

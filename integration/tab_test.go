@@ -187,7 +187,7 @@ func (p *tab) navigate(url string) {
 func (p *tab) eval(body string) (string, error) {
 	p.s.t.Helper()
 	result, err := chromedp.Run(p.ctx, chromedp.Evaluate[struct{ Value, Error any }](`(async () => { try { return { value: await (async () => {`+body+`})() ?? "" } } catch (e) {
-		return { error: `+"`${e.name}/${e.code}: ${e.message}`"+` } } })()`, chromedp.EvalAwaitPromise))
+		return { error: `+"`${e.name}/${e.code}: ${e.message}${e.cause ? ` (${e.cause.message})` : ''}`"+` } } })()`, chromedp.EvalAwaitPromise))
 	if err != nil {
 		p.s.t.Fatalf("%s: %v\nthe console: %s", body, err, strings.Join(p.console(), "\n"))
 	}
@@ -247,6 +247,9 @@ func (a *webApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write([]byte(`<!doctype html><title>test</title><link rel="icon" href="data:,"><div id="viewer"></div>`))
 	case "/viewer-session.js":
 		http.ServeFile(w, r, filepath.Join("..", "web", "viewer-session.js"))
+	case "/worker.js":
+		w.Header().Set("Content-Type", "text/javascript")
+		_, _ = w.Write([]byte(cacheFirst))
 	case "/login":
 		_, _ = w.Write([]byte("log in"))
 	default:
@@ -257,6 +260,23 @@ func (a *webApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		session(w, r)
 	}
 }
+
+// cacheFirst is a service worker as many sites have one: what it has fetched
+// once is never fetched again. It keeps no headers, so that no-store does not count.
+const cacheFirst = `
+	const kept = new Map();
+	let whole = true;
+	onmessage = () => (whole = false);
+	oninstall = () => skipWaiting();
+	onactivate = (event) => event.waitUntil(clients.claim());
+	onfetch = (event) => event.respondWith((async () => {
+		const { href, pathname } = new URL(event.request.url);
+		if (event.request.method !== "GET" || !pathname.endsWith("/session")) return fetch(event.request);
+		const key = whole ? href : pathname;
+		if (!kept.has(key)) kept.set(key, await (await fetch(event.request)).text());
+		return new Response(kept.get(key));
+	})());
+`
 
 func (a *webApp) answer(session http.HandlerFunc) {
 	a.mu.Lock()
@@ -278,8 +298,8 @@ func status(code int) http.HandlerFunc {
 }
 
 // newPage starts a gateway with a page in front of an API that grants tokens of
-// this lifetime, and opens the page.
-func newPage(t *testing.T, lifetime time.Duration) (*tab, *webApp) {
+// this lifetime, with further directives, and opens the page.
+func newPage(t *testing.T, lifetime time.Duration, directives ...string) (*tab, *webApp) {
 	t.Helper()
 	s := newStage(t)
 	if lifetime > 0 {
@@ -288,7 +308,8 @@ func newPage(t *testing.T, lifetime time.Duration) (*tab, *webApp) {
 	app := &webApp{session: yes}
 	srv := httptest.NewServer(app)
 	t.Cleanup(srv.Close)
-	s.load(strings.ReplaceAll(sessionSite, "APP", srv.Listener.Addr().String()))
+	site := strings.ReplaceAll(sessionSite, "APP", srv.Listener.Addr().String())
+	s.load(strings.TrimSuffix(site, "}\n") + strings.Join(directives, "") + "}\n")
 	return s.newPage("doc"), app
 }
 
@@ -312,6 +333,6 @@ func (s *stage) newPage(document string) *tab {
 			{ sessionUrl, onError: (e) => errors.push(e.code), ...options });
 		window.sleep = ((wait) => (ms) => new Promise((resolve) => wait(resolve, ms)))(setTimeout);
 		window.first = performance.timeOrigin;
-		window.fetches = () => performance.getEntriesByType("resource").filter((e) => e.name.endsWith("/session")).length;`)
+		window.fetches = () => performance.getEntriesByType("resource").filter((e) => new URL(e.name).pathname.endsWith("/session")).length;`)
 	return p
 }

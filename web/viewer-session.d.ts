@@ -1,21 +1,28 @@
-export type Viewer<I extends ViewerInstance> = {
-    load: (configuration: any) => Promise<I>;
+/*! viewer-session 0.1.0, Apache-2.0, https://github.com/viewersession/caddy-viewer-session */
+export type Viewer = {
+    load: (configuration: any) => Promise<ViewerInstance>;
     unload: (target: any) => boolean;
 };
 export type ViewerInstance = {
     setSession: (session: string) => void;
 };
+export type Configuration<V extends Viewer> = Parameters<V["load"]>[0] extends infer C extends object ? C extends unknown ? Partial<Omit<C, "session" | "onAuthFailed">> & {
+    session?: never;
+    onAuthFailed?: never;
+} : never : any;
 export type Session = {
     jwt: string;
     exp: number;
+    expiresIn: number;
 };
-export type Options = {
+export type SupplyOptions = {
     /**
      * Where the token comes from: a session_path, on the page's own origin.
      */
     sessionUrl: string | URL;
     /**
-     * The first token, if the app has put one into the page. Default: it is fetched.
+     * The first token, if the app has put one into the page. Default: it is
+     * fetched.
      */
     session?: string | null | undefined;
     /**
@@ -23,16 +30,41 @@ export type Options = {
      */
     signal?: AbortSignal | undefined;
     /**
-     * Told when no new token can be had, while the viewer is open.
-     * Default: a warning in the console.
+     * Told when no new token can be had, while one is
+     * needed. Default: a warning in the console.
      */
-    onError?: (error: ViewerSessionError) => void;
+    onError?: ((error: ViewerSessionError) => void) | undefined;
+    /**
+     * Told of each token after the first.
+     */
+    onSession?: ((jwt: string) => void) | undefined;
 };
-export type LoadedViewer<I extends ViewerInstance> = {
+export type Supply = {
+    /**
+     * The token as of now.
+     */
+    jwt: string;
+    /**
+     * Fetches a token now. For up to 5 seconds after an attempt that failed, and for as
+     * long as the gateway has asked for, it fails in the same way without asking.
+     */
+    renew: () => Promise<void>;
+    /**
+     * Says that the token does not work, and resolves when there is
+     * another one. `patience` is for how long it tries again what may work a moment later, in ms (default: 25,000; 0: once,
+     * and onError is not told).
+     */
+    replace: (patience?: number) => Promise<void>;
+    /**
+     * Ends renewals.
+     */
+    stop: () => void;
+};
+export type LoadedViewer<V extends Viewer> = {
     /**
      * What load() of the SDK returned.
      */
-    instance: I;
+    instance: Awaited<ReturnType<V["load"]>>;
     /**
      * Fetches a token now.
      */
@@ -42,20 +74,23 @@ export type LoadedViewer<I extends ViewerInstance> = {
      */
     unload: () => void;
 };
+export type Code = "login" | "refused" | "unavailable" | "network" | "answer" | "address" | "browser" | "load";
 /**
- * Why there is no token, or no viewer.
+ * Why there is no token, or no viewer. The message can be shown to users; for another language, go by the code. The cause
+ * is for developers.
  *
  * Its code is one of:
- * - `login`: the app redirects, most likely because the login has ended
- * - `refused`: the app says no (401, 403, 404 and the like)
+ * - `login`: the login has most likely ended
+ * - `refused`: the app says no (403, 404 and the like)
  * - `unavailable`: there is none for now (5xx, 429), or no answer in time
- * - `network`: the address cannot be reached
- * - `answer`: what came back is no token
- * - `address`: the address is not of the page's own origin
+ * - `network`: the server cannot be reached
+ * - `answer`: what came back is no token, or an old one
+ * - `address`: sessionUrl is missing, or not on the page's own origin
+ * - `browser`: the browser is too old
  * - `load`: the viewer did not load; `cause` is the SDK's error
  */
 export declare class ViewerSessionError extends Error {
-    code: "address" | "answer" | "load" | "login" | "network" | "refused" | "unavailable";
+    code: Code;
     /** The answer's status, if there was an answer. */
     status: number | undefined;
     /** When another attempt makes sense, in ms from now, if the answer said so. */
@@ -63,15 +98,12 @@ export declare class ViewerSessionError extends Error {
     /** Whether the same may work a moment later. */
     temporary: boolean;
     /**
-     * @param {"login" | "refused" | "unavailable" | "network" | "answer" | "address" | "load"} code
-     * @param {string} message
-     * @param {{ status?: number | undefined, retryAfter?: number | undefined, cause?: unknown }} [details]
+     * @param {Code} code
+     * @param {unknown} cause
+     * @param {number} [status]
+     * @param {number} [retryAfter]
      */
-    constructor(code: "login" | "refused" | "unavailable" | "network" | "answer" | "address" | "load", message: string, { status, retryAfter, cause }?: {
-        status?: number | undefined;
-        retryAfter?: number | undefined;
-        cause?: unknown;
-    });
+    constructor(code: Code, cause: unknown, status?: number, retryAfter?: number);
 }
 /**
  * Fetches a token.
@@ -79,24 +111,30 @@ export declare class ViewerSessionError extends Error {
  * @param {string | URL} sessionUrl A session_path, on the page's own origin.
  * @param {{ rejected?: string | undefined, signal?: AbortSignal | undefined }} [options] `rejected` is a token that did
  *   not work, so that another one is minted.
- * @returns {Promise<Session & { clock: number }>} `clock` is how far the server's clock is ahead of this one's, in ms.
+ * @returns {Promise<Session>}
  * @throws {ViewerSessionError} if there is none, or the signal's reason.
  */
 export declare function fetchSession(sessionUrl: string | URL, { rejected, signal }?: {
     rejected?: string | undefined;
     signal?: AbortSignal | undefined;
-}): Promise<Session & {
-    clock: number;
-}>;
+}): Promise<Session>;
+/**
+ * Keeps a token fresh: fetches one, and the next one well ahead of its end. For a viewer, there is loadViewer().
+ *
+ * @param {SupplyOptions} options
+ * @returns {Promise<Supply>} when there is a token.
+ * @throws {ViewerSessionError} if there is none, or the signal's reason.
+ */
+export declare function supplySessions({ sessionUrl, session, signal, onSession, onError }: SupplyOptions): Promise<Supply>;
 /**
  * Loads a viewer and keeps it supplied with tokens: fetches one, loads the viewer, once more with another token if the
  * first is refused, answers the SDK's onAuthFailed, and renews well ahead of the end.
  *
- * @template {ViewerInstance} I
- * @param {Viewer<I>} NutrientViewer The SDK.
- * @param {object} configuration What load() of the SDK takes, without `session` and `onAuthFailed`.
- * @param {Options} options
- * @returns {Promise<LoadedViewer<I>>}
+ * @template {Viewer} V
+ * @param {V} NutrientViewer The SDK.
+ * @param {Configuration<V>} configuration What load() of the SDK takes, without `session` and `onAuthFailed`.
+ * @param {SupplyOptions} options
+ * @returns {Promise<LoadedViewer<V>>}
  * @throws {ViewerSessionError} if there is no token or the viewer does not load, or the signal's reason.
  */
-export declare function loadViewer<I extends ViewerInstance>(NutrientViewer: Viewer<I>, configuration: object, { sessionUrl, session, signal, onError }: Options): Promise<LoadedViewer<I>>;
+export declare function loadViewer<V extends Viewer>(NutrientViewer: V, configuration: Configuration<V>, { signal, onSession, ...options }: SupplyOptions): Promise<LoadedViewer<V>>;

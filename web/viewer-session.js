@@ -1,10 +1,12 @@
+/*! viewer-session 0.1.0, Apache-2.0, https://github.com/viewersession/caddy-viewer-session */
 // @ts-check
 
 /**
  * Keeps a Nutrient Web SDK viewer supplied with session tokens from a session_path of the viewer_session module of
- * Caddy. No dependencies; works in a plain page as in React, Vue or Svelte.
+ * Caddy. No dependencies; works in a plain page as in React, Vue, Svelte or Angular. It needs Chrome or Edge 100,
+ * Firefox 97, or Safari 15.4.
  *
- *     import { loadViewer } from "./viewer-session.js";
+ *     import { loadViewer } from "/viewer-session.js";
  *
  *     const viewer = await loadViewer(NutrientViewer, { container: "#viewer" }, { sessionUrl: "/documents/42/session" });
  *     viewer.instance;   // what NutrientViewer.load() returned
@@ -16,9 +18,8 @@
 /**
  * What is used of the SDK.
  *
- * @template {ViewerInstance} I
  * @typedef {object} Viewer
- * @property {(configuration: any) => Promise<I>} load
+ * @property {(configuration: any) => Promise<ViewerInstance>} load
  * @property {(target: any) => boolean} unload
  */
 
@@ -28,24 +29,47 @@
  */
 
 /**
- * A session token and when it expires, in Unix seconds.
+ * What load() of the SDK takes, but for what the module sets itself. Nothing is required: the token names the document.
  *
- * @typedef {{ jwt: string, exp: number }} Session
+ * @template {Viewer} V
+ * @typedef {Parameters<V["load"]>[0] extends infer C extends object ? C extends unknown
+ *   ? Partial<Omit<C, "session" | "onAuthFailed">> & { session?: never, onAuthFailed?: never } : never : any} Configuration
  */
 
 /**
- * @typedef {object} Options
+ * A session token, when it expires in Unix seconds, and for how long it is good, in seconds.
+ *
+ * @typedef {{ jwt: string, exp: number, expiresIn: number }} Session
+ */
+
+/**
+ * @typedef {object} SupplyOptions
  * @property {string | URL} sessionUrl Where the token comes from: a session_path, on the page's own origin.
- * @property {string | null | undefined} [session] The first token, if the app has put one into the page. Default: it is fetched.
+ * @property {string | null | undefined} [session] The first token, if the app has put one into the page. Default: it is
+ *   fetched.
  * @property {AbortSignal | undefined} [signal] Ends everything: what is being fetched or loaded, renewals, and the viewer.
- * @property {(error: ViewerSessionError) => void} [onError] Told when no new token can be had, while the viewer is open.
- *   Default: a warning in the console.
+ * @property {((error: ViewerSessionError) => void) | undefined} [onError] Told when no new token can be had, while one is
+ *   needed. Default: a warning in the console.
+ * @property {((jwt: string) => void) | undefined} [onSession] Told of each token after the first.
  */
 
 /**
- * @template {ViewerInstance} I
+ * A supply of tokens.
+ *
+ * @typedef {object} Supply
+ * @property {string} jwt The token as of now.
+ * @property {() => Promise<void>} renew Fetches a token now. For up to 5 seconds after an attempt that failed, and for as
+ *   long as the gateway has asked for, it fails in the same way without asking.
+ * @property {(patience?: number) => Promise<void>} replace Says that the token does not work, and resolves when there is
+ *   another one. `patience` is for how long it tries again what may work a moment later, in ms (default: 25,000; 0: once,
+ *   and onError is not told).
+ * @property {() => void} stop Ends renewals.
+ */
+
+/**
+ * @template {Viewer} V
  * @typedef {object} LoadedViewer
- * @property {I} instance What load() of the SDK returned.
+ * @property {Awaited<ReturnType<V["load"]>>} instance What load() of the SDK returned.
  * @property {() => Promise<void>} renew Fetches a token now.
  * @property {() => void} unload Ends renewals and unloads the viewer. The SDK's own unload() would leave renewals running.
  */
@@ -56,7 +80,7 @@ const FETCH_TIMEOUT = 20_000;
 /** How long to try when the SDK asks for a token, in ms. The SDK itself waits for 30 s. */
 const AUTH_TIMEOUT = 25_000;
 
-/** The longest that a timer runs, in ms: timers stand still while a laptop sleeps, so the clock is looked at in between. */
+/** The longest that a timer runs, in ms: timers stand still while a laptop sleeps, so the clocks are looked at in between. */
 const LONGEST_TIMER = 30_000;
 
 /** The shortest time between two renewals, in ms. */
@@ -65,29 +89,53 @@ const SHORTEST_REST = 500;
 /** The first and the longest time between attempts that bring nothing new, in ms. */
 const FIRST_RETRY = 1_000;
 const LONGEST_RETRY = 60_000;
-// However long the gateway asks to wait, it does not mean longer than this.
+
+/** However much is asked for tokens, there is this between an attempt that fails and the next one, in ms. */
+const LONGEST_HOLD = 5_000;
+
+/** However long the gateway asks to wait, it does not mean longer than this, in ms. */
 const LONGEST_ASKED = 300_000;
 
 /**
- * Why there is no token, or no viewer.
+ * @typedef {"login" | "refused" | "unavailable" | "network" | "answer" | "address" | "browser" | "load"} Code
+ */
+
+/**
+ * What users can be told. Where there is nothing that they could do, it is all the same.
+ *
+ * @type {Partial<Record<Code, string>>}
+ */
+const MESSAGES = {
+	login: "Your login has most likely ended. Log in again.",
+	refused: "You may not open this document.",
+	unavailable: "The document is not available at the moment. Try again later.",
+	network: "The server cannot be reached.",
+	browser: "This browser is too old.",
+};
+
+/**
+ * Why there is no token, or no viewer. The message can be shown to users; for another language, go by the code. The cause
+ * is for developers.
  *
  * Its code is one of:
- * - `login`: the app redirects, most likely because the login has ended
- * - `refused`: the app says no (401, 403, 404 and the like)
+ * - `login`: the login has most likely ended
+ * - `refused`: the app says no (403, 404 and the like)
  * - `unavailable`: there is none for now (5xx, 429), or no answer in time
- * - `network`: the address cannot be reached
- * - `answer`: what came back is no token
- * - `address`: the address is not of the page's own origin
+ * - `network`: the server cannot be reached
+ * - `answer`: what came back is no token, or an old one
+ * - `address`: sessionUrl is missing, or not on the page's own origin
+ * - `browser`: the browser is too old
  * - `load`: the viewer did not load; `cause` is the SDK's error
  */
 export class ViewerSessionError extends Error {
 	/**
-	 * @param {"login" | "refused" | "unavailable" | "network" | "answer" | "address" | "load"} code
-	 * @param {string} message
-	 * @param {{ status?: number | undefined, retryAfter?: number | undefined, cause?: unknown }} [details]
+	 * @param {Code} code
+	 * @param {unknown} cause
+	 * @param {number} [status]
+	 * @param {number} [retryAfter]
 	 */
-	constructor(code, message, { status, retryAfter, cause } = {}) {
-		super(message, { cause });
+	constructor(code, cause, status, retryAfter) {
+		super(MESSAGES[code] || "The document cannot be opened.", { cause: typeof cause === "string" ? new Error(cause) : cause });
 		this.name = "ViewerSessionError";
 		this.code = code;
 		/** The answer's status, if there was an answer. */
@@ -105,57 +153,234 @@ export class ViewerSessionError extends Error {
  * @param {string | URL} sessionUrl A session_path, on the page's own origin.
  * @param {{ rejected?: string | undefined, signal?: AbortSignal | undefined }} [options] `rejected` is a token that did
  *   not work, so that another one is minted.
- * @returns {Promise<Session & { clock: number }>} `clock` is how far the server's clock is ahead of this one's, in ms.
+ * @returns {Promise<Session>}
  * @throws {ViewerSessionError} if there is none, or the signal's reason.
  */
 export async function fetchSession(sessionUrl, { rejected, signal } = {}) {
+	const url = resolve(sessionUrl);
 	signal?.throwIfAborted();
-	const url = new URL(sessionUrl, document.baseURI);
-	if (url.origin !== location.origin) {
-		throw new ViewerSessionError("address", `the session address is on ${url.origin}, but only one on the page's own origin is answered`);
+	const session = await ask(url, rejected, signal);
+	if (session) {
+		return session;
 	}
-	/** @type {Record<string, string>} */
-	const headers = { Accept: "application/json" };
-	if (rejected) {
-		// Without its signature a token is no secret, wherever request headers are logged.
-		headers["X-Viewer-Rejected"] = rejected.slice(0, rejected.lastIndexOf("."));
+	// Where a redirect leads to cannot be seen, and following it could start a login that nobody sees through. But many apps
+	// redirect to add a slash, or to take it away, and the gateway knows the path either way.
+	const other = new URL(url);
+	other.pathname = url.pathname.endsWith("/") ? url.pathname.slice(0, -1) : url.pathname + "/";
+	const found = await ask(other, rejected, signal).catch((error) => {
+		if (error.temporary ?? true) {
+			throw error; // such as the signal's reason
+		}
+	});
+	if (!found) {
+		throw new ViewerSessionError("login", `${url.pathname} redirects: to a login, or sessionUrl has to be where it leads`);
+	}
+	console.warn(`viewer session: sessionUrl should be ${other.pathname}`);
+	return found;
+}
+
+/**
+ * Keeps a token fresh: fetches one, and the next one well ahead of its end. For a viewer, there is loadViewer().
+ *
+ * @param {SupplyOptions} options
+ * @returns {Promise<Supply>} when there is a token.
+ * @throws {ViewerSessionError} if there is none, or the signal's reason.
+ */
+export async function supplySessions({ sessionUrl, session, signal, onSession, onError }) {
+	const url = resolve(sessionUrl);
+	signal?.throwIfAborted();
+	const end = follow(signal);
+	const ended = end.signal;
+
+	let current = { jwt: "", expiresIn: 0 };
+	let age = stopwatch(); // of the current token here
+	let bad = ""; // a token that does not work
+	let rest = 0; // the time to the next renewal,
+	let idle = stopwatch(); // how much of it has passed,
+	let hold = 0; // how much of it nobody can skip,
+	/** @type {ViewerSessionError | undefined} */
+	let failure; // because of this
+	let failures = 0; // in a row
+	let told = ""; // the code of what onError was told since the last token
+	/** @type {{ rejected: string, done: Promise<void> } | undefined} */
+	let flight;
+	/** @type {ReturnType<typeof setTimeout> | undefined} */
+	let timer;
+
+	/** @param {number} ms */
+	function renewIn(ms) {
+		rest = ms;
+		idle = stopwatch();
 	}
 
-	const limit = new AbortController();
-	const abort = () => limit.abort();
-	const timer = setTimeout(abort, FETCH_TIMEOUT);
-	signal?.addEventListener("abort", abort);
-	let response, text;
-	try {
-		response = await fetch(url, { headers, signal: limit.signal, cache: "no-store", credentials: "same-origin", redirect: "manual" });
-		text = await response.text();
-	} catch (cause) {
-		signal?.throwIfAborted();
-		throw limit.signal.aborted
-			? new ViewerSessionError("unavailable", `${url.pathname} did not answer within ${FETCH_TIMEOUT / 1000} seconds`, { cause })
-			: new ViewerSessionError("network", `${url.pathname} cannot be reached`, { cause });
-	} finally {
+	/**
+	 * Takes a token, and renews it when half of its time is over. If the gateway still thinks the same one good enough, half of
+	 * the rest next time.
+	 *
+	 * @param {string} jwt
+	 * @param {number} expiresIn
+	 */
+	function take(jwt, expiresIn) {
+		const before = current.jwt;
+		current = { jwt, expiresIn };
+		age = stopwatch();
+		failures = 0;
+		told = "";
+		hold = 0;
+		renewIn(Math.max(expiresIn * 500, SHORTEST_REST));
+		if (before && before !== jwt) {
+			onSession?.(jwt);
+		}
+	}
+
+	/** @param {string} rejected */
+	async function fetchNext(rejected) {
+		try {
+			const since = age();
+			const { jwt, expiresIn } = await fetchSession(url, { rejected, signal: ended });
+			ended.throwIfAborted();
+			if (jwt === rejected || (jwt === current.jwt && expiresIn === current.expiresIn && since > 2000)) {
+				throw new ViewerSessionError("answer", `${url.pathname} gives an old answer: is there a cache or a service worker?`);
+			}
+			take(jwt, expiresIn);
+		} catch (error) {
+			if (error instanceof ViewerSessionError) {
+				// A no may be that of a deployment, a firewall or a captive portal: it is asked again, but not as often.
+				const own = error.temporary ? Math.min(FIRST_RETRY * 2 ** failures, LONGEST_RETRY) : LONGEST_RETRY;
+				failures++;
+				failure = error;
+				hold = error.retryAfter ?? Math.min(own / 2, LONGEST_HOLD);
+				renewIn(Math.max(hold, own * (0.75 + Math.random() / 2)));
+			}
+			throw error;
+		} finally {
+			flight = undefined;
+			tick(); // the timer may be set for another time
+		}
+	}
+
+	/** Fetches a token; whoever asks meanwhile waits for the same. */
+	async function renew() {
+		const known = () => (bad === current.jwt ? bad : ""); // not to work
+		while (flight && flight.rejected !== known()) {
+			await flight.done.catch(() => {}); // it was asked before that was known
+			if (!known()) {
+				return;
+			}
+		}
+		if (!flight) {
+			if (idle() < hold) {
+				throw failure;
+			}
+			const rejected = known();
+			flight = { rejected, done: fetchNext(rejected) };
+		}
+		await flight.done;
+	}
+
+	async function replace(patience = AUTH_TIMEOUT) {
+		const old = (bad = current.jwt);
+		const passed = stopwatch();
+		let wait = hold - idle(); // what was said before may have changed by then
+		while (current.jwt === old) {
+			if (wait > 0 && passed() + wait < patience) {
+				await new Promise((resolve) => setTimeout(resolve, wait));
+				ended.throwIfAborted();
+				wait = 0;
+				continue;
+			}
+			try {
+				await renew();
+			} catch (/** @type {any} */ error) {
+				wait = rest - idle();
+				if (!error.temporary || passed() + wait >= patience) {
+					if (patience) {
+						report(error);
+					}
+					throw error;
+				}
+			}
+		}
+	}
+
+	/** @param {unknown} error */
+	function report(error) {
+		if (ended.aborted || !(error instanceof ViewerSessionError) || error.code === told) {
+			return;
+		}
+		told = error.code;
+		if (onError) {
+			queueMicrotask(() => onError(error));
+		} else {
+			console.warn("viewer session:", error.message, error.cause);
+		}
+	}
+
+	function tick() {
 		clearTimeout(timer);
-		signal?.removeEventListener("abort", abort);
+		const due = rest - idle();
+		if (ended.aborted || flight) {
+			return; // the flight's end is a tick
+		}
+		if (due > 0) {
+			timer = setTimeout(tick, Math.min(due, LONGEST_TIMER));
+			return;
+		}
+		renew().catch((error) => {
+			// While the token is good until the next attempt, nothing is lost. A second no is meant.
+			const left = current.jwt === bad ? 0 : current.expiresIn * 1000 - age();
+			if (left <= rest || (failures > 1 && !error.temporary)) {
+				report(error);
+			}
+		});
 	}
 
-	const { status } = response;
-	if (response.type === "opaqueredirect") {
-		throw new ViewerSessionError("login", `${url.pathname} redirects: the login has most likely ended, so reload the page to log in`);
+	/**
+	 * After a sleep, a lost connection, or another tab in which somebody has logged in again.
+	 *
+	 * @param {Event} event
+	 */
+	function wake(event) {
+		if (failures && (event.type === "online" || document.visibilityState !== "hidden")) {
+			rest = hold;
+		}
+		tick();
 	}
-	if (status >= 500 || status === 429 || status === 408) {
-		throw new ViewerSessionError("unavailable", `${url.pathname} has no token for now (status ${status})`, { status, retryAfter: retryAfter(response) });
+
+	function stop() {
+		end.abort();
+		clearTimeout(timer);
 	}
-	if (!response.ok) {
-		throw new ViewerSessionError("refused", `${url.pathname} refuses a token (status ${status})`, { status });
+
+	try {
+		if (session) {
+			// Its age is not known if the clock is wrong; a quarter of its life is sure by default.
+			const { life, left } = lifeOf(session);
+			take(session, Math.min(left, life / 4));
+			await undefined; // React's strict mode gives up here, before anything is loaded
+			ended.throwIfAborted();
+		} else {
+			await renew();
+		}
+	} catch (error) {
+		stop();
+		throw error;
 	}
-	const session = readSession(text);
-	if (!session) {
-		throw new ViewerSessionError("answer", `${url.pathname} answered ${status}, but with no token: it has to be a session_path of viewer_session, and the app has to answer 204`, { status });
+	for (const type of ["visibilitychange", "pageshow", "online"]) {
+		addEventListener(type, wake, { signal: ended });
 	}
-	const date = Date.parse(response.headers.get("Date") ?? "");
-	// Date has whole seconds: it is half a second behind on average.
-	return { ...session, clock: Number.isNaN(date) ? 0 : date + 500 - Date.now() };
+	// A page that is kept for going back goes on when it is shown again.
+	addEventListener("pagehide", (event) => event.persisted || stop(), { signal: ended });
+	tick();
+
+	return {
+		get jwt() {
+			return current.jwt;
+		},
+		renew,
+		replace,
+		stop,
+	};
 }
 
 /** What is being loaded in a container. @type {WeakMap<object, Promise<void>>} */
@@ -168,324 +393,229 @@ const open = new WeakMap();
  * Loads a viewer and keeps it supplied with tokens: fetches one, loads the viewer, once more with another token if the
  * first is refused, answers the SDK's onAuthFailed, and renews well ahead of the end.
  *
- * @template {ViewerInstance} I
- * @param {Viewer<I>} NutrientViewer The SDK.
- * @param {object} configuration What load() of the SDK takes, without `session` and `onAuthFailed`.
- * @param {Options} options
- * @returns {Promise<LoadedViewer<I>>}
+ * @template {Viewer} V
+ * @param {V} NutrientViewer The SDK.
+ * @param {Configuration<V>} configuration What load() of the SDK takes, without `session` and `onAuthFailed`.
+ * @param {SupplyOptions} options
+ * @returns {Promise<LoadedViewer<V>>}
  * @throws {ViewerSessionError} if there is no token or the viewer does not load, or the signal's reason.
  */
-export async function loadViewer(NutrientViewer, configuration, { sessionUrl, session, signal, onError }) {
-	const { container } = /** @type {{ container?: unknown }} */ (configuration);
-	const place = typeof container === "string" ? document.querySelector(container) : container instanceof Element ? container : undefined;
-	if (place === null) {
+export async function loadViewer(NutrientViewer, configuration, { signal, onSession, ...options }) {
+	const { container } = /** @type {{ container?: any }} */ (configuration);
+	const place = typeof container === "string" ? document.querySelector(container) : container ?? {};
+	if (!place) {
 		throw new ViewerSessionError("load", `the container ${container} is not in the page`);
 	}
-	const end = new AbortController(); // of everything that belongs to this viewer
+	const end = follow(signal); // of everything that belongs to this viewer
 	const ended = end.signal;
-	const abort = () => end.abort(signal?.reason);
-	signal?.throwIfAborted();
-	signal?.addEventListener("abort", abort);
+	/** @type {Promise<void>} */
+	const aborted = new Promise((done) => ended.addEventListener("abort", () => done()));
 
-	/** @type {I | undefined} */
+	/** @type {Awaited<ReturnType<V["load"]>> | undefined} */
 	let instance;
-	/** @type {Session} */
-	let current = { jwt: "", exp: 0 };
-	let clock = 0; // the server's, ahead of this one's
-	let renewAt = Infinity;
-	let failures = 0; // in a row
-	let unchanged = 0; // how often the same token has come again
-	let refused = false;
-	let told = ""; // the code of what onError was told since the last token
-	/** @type {Promise<void> | undefined} */
-	let fetching;
-	/** @type {ReturnType<typeof setTimeout> | undefined} */
-	let timer;
-
-	/** @param {Session} next */
-	function take(next) {
-		const changed = next.jwt !== current.jwt;
-		current = next;
-		failures = 0;
-		refused = false;
-		told = "";
-		unchanged = changed ? 0 : unchanged + 1;
-		// Half of what is left. If the gateway still thinks the same token good enough, half of the rest next time. With
-		// nothing left, most likely the clock is wrong.
-		const left = next.exp * 1000 - (Date.now() + clock);
-		renewAt = Date.now() + (left > 0 ? Math.max(left / 2, SHORTEST_REST) : Math.min(FIRST_RETRY * 2 ** unchanged, LONGEST_RETRY));
-		if (instance) {
-			tick(); // the timer may be set for later
-			if (changed) {
-				instance.setSession(next.jwt);
-			}
-		}
-	}
-
-	/**
-	 * Fetches a token; whoever asks meanwhile waits for the same.
-	 *
-	 * @param {string} [rejected]
-	 */
-	async function fetchNext(rejected) {
-		while (fetching) {
-			if (!rejected) {
-				return fetching;
-			}
-			await fetching.catch(() => {});
-			if (rejected !== current.jwt) {
-				return;
-			}
-		}
-		fetching = fetchSession(sessionUrl, { rejected, signal: ended }).then((next) => {
-			ended.throwIfAborted();
-			if (rejected === next.jwt) {
-				throw new ViewerSessionError("answer", "the session address gives the same token again, although it does not work");
-			}
-			clock = next.clock;
-			take(next);
-		});
-		try {
-			await fetching;
-		} finally {
-			fetching = undefined;
-		}
-	}
-
-	/** @param {unknown} error */
-	function report(error) {
-		const code = error instanceof ViewerSessionError ? error.code : "other";
-		if (ended.aborted || code === told) {
-			return;
-		}
-		told = code;
-		if (onError && error instanceof ViewerSessionError) {
-			onError(error);
-		} else {
-			console.warn("viewer session:", error instanceof Error ? error.message : error);
-		}
-	}
-
-	/** @param {unknown} error */
-	function restAfter(error) {
-		const asked = (error instanceof ViewerSessionError && error.retryAfter) || 0;
-		const own = Math.min(FIRST_RETRY * 2 ** failures++, LONGEST_RETRY) * (0.75 + Math.random() / 2);
-		return Math.max(asked, own);
-	}
-
-	async function renew() {
-		try {
-			await fetchNext();
-		} catch (error) {
-			const rest = restAfter(error);
-			refused = !(error instanceof ViewerSessionError && error.temporary);
-			renewAt = refused ? Infinity : Date.now() + rest; // a no is taken as one, until somebody comes back to the page
-			// While the token is good for longer than that, nothing is lost yet.
-			if (refused || Date.now() + clock + rest >= current.exp * 1000) {
-				report(error);
-			}
-		}
-	}
-
-	function tick() {
-		clearTimeout(timer);
-		if (ended.aborted) {
-			return;
-		}
-		if (Date.now() < renewAt || fetching) {
-			timer = setTimeout(tick, Math.min(Math.max(renewAt - Date.now(), 100), LONGEST_TIMER));
-			return;
-		}
-		renew().finally(tick);
-	}
-
-	// After a sleep, a lost connection, or another tab in which somebody has logged in again.
-	/** @param {Event} event */
-	function wake(event) {
-		const online = event.type === "online";
-		if (online || document.visibilityState !== "hidden") {
-			if (refused || (online && failures)) {
-				renewAt = 0;
-			}
-			tick();
-		}
-	}
-
-	// The SDK calls it when the server refuses the token, and waits for setSession().
-	async function onAuthFailed() {
-		const rejected = current.jwt;
-		const deadline = Date.now() + AUTH_TIMEOUT;
-		for (;;) {
-			try {
-				await fetchNext(rejected);
-				return;
-			} catch (error) {
-				const rest = restAfter(error);
-				if (ended.aborted) {
-					return;
-				}
-				if (!(error instanceof ViewerSessionError && error.temporary) || Date.now() + rest > deadline) {
-					report(error);
-					return; // the SDK waits for setSession(), and may not look at this promise
-				}
-				await pause(rest, ended);
-			}
-		}
-	}
-
-	function stop() {
-		end.abort();
-		clearTimeout(timer);
-		signal?.removeEventListener("abort", abort);
-	}
 
 	function unload() {
-		stop();
-		if (instance) {
-			const old = instance;
-			instance = undefined;
-			if (place && open.get(place) === unload) {
-				open.delete(place);
-			}
-			NutrientViewer.unload(old);
+		end.abort();
+		if (!instance) {
+			return;
 		}
+		const old = instance;
+		instance = undefined;
+		open.delete(place);
+		NutrientViewer.unload(old);
 	}
 
 	// A container takes one viewer at a time: one that was given up while it was being loaded is waited for, as it cannot be
 	// stopped, and one that is still there gives way.
 	async function load() {
-		for (let before; place && (before = loading.get(place)); ) {
+		for (let before; (before = loading.get(place)); ) {
 			await Promise.race([before, aborted]);
 			ended.throwIfAborted();
 		}
-		const jwt = current.jwt;
+		const { jwt } = supply;
 		const mine = (async () => {
-			if (place) {
-				open.get(place)?.();
-			}
+			open.get(place)?.();
 			const loaded = await NutrientViewer.load({ ...configuration, session: jwt, onAuthFailed });
 			if (ended.aborted) {
 				NutrientViewer.unload(loaded);
 				throw ended.reason;
 			}
-			instance = loaded;
-			if (place) {
-				open.set(place, unload);
+			instance = /** @type {Awaited<ReturnType<V["load"]>>} */ (loaded);
+			open.set(place, unload);
+			if (jwt !== supply.jwt) {
+				loaded.setSession(supply.jwt); // the SDK has asked for it while it was loading
 			}
-			if (jwt !== current.jwt) {
-				loaded.setSession(current.jwt); // the SDK has asked for it while it was loading
-			}
-			return loaded;
+			return instance;
 		})();
-		if (place) {
-			loading.set(place, mine.then(() => {}, () => {}).then(() => void loading.delete(place)));
-		}
+		loading.set(place, mine.catch(() => {}).then(() => void loading.delete(place)));
 		return mine;
 	}
-	/** @type {Promise<void>} */
-	const aborted = new Promise((resolve) => ended.addEventListener("abort", () => resolve()));
 
-	/** @type {I} */
+	// The SDK calls it when the server refuses the token. It waits for setSession(), or for the promise to be rejected.
+	function onAuthFailed() {
+		const answered = supply.replace();
+		answered.catch(() => {}); // not every SDK looks at it
+		return answered;
+	}
+
+	/** @type {Supply} */
+	let supply;
 	let viewer;
 	try {
-		if (session) {
-			take({ jwt: session, exp: expiry(session) });
-			await undefined; // React's strict mode gives up here, before anything is loaded
-			ended.throwIfAborted();
-		} else {
-			await fetchNext();
-		}
+		supply = await supplySessions({
+			...options,
+			signal: ended,
+			onSession(jwt) {
+				instance?.setSession(jwt);
+				onSession?.(jwt);
+			},
+		});
 		try {
 			viewer = await load();
 		} catch (refusal) {
 			ended.throwIfAborted();
-			try {
-				await fetchNext(current.jwt);
-				try {
-					NutrientViewer.unload(container); // in case it left something behind
-				} catch {
-					// No container, or none that the SDK takes: load() says so.
-				}
-				viewer = await load();
-			} catch (cause) {
+			await supply.replace(0).catch((error) => {
 				ended.throwIfAborted();
-				const why = cause instanceof ViewerSessionError ? `${messageOf(refusal)}, and ${cause.message}` : messageOf(cause);
-				const code = cause instanceof ViewerSessionError && (cause.code === "login" || cause.code === "refused") ? cause.code : "load";
-				throw new ViewerSessionError(code, `the viewer did not load: ${why}`, { cause: refusal });
+				throw error.temporary ? refusal : error;
+			});
+			try {
+				NutrientViewer.unload(container); // in case it left something behind
+			} catch {
+				// No container, or none that the SDK takes: load() says so.
 			}
+			viewer = await load();
 		}
 		ended.throwIfAborted();
 	} catch (error) {
 		unload();
-		throw error;
+		signal?.throwIfAborted();
+		throw error instanceof ViewerSessionError ? error : new ViewerSessionError("load", error);
 	}
-
 	ended.addEventListener("abort", unload);
-	for (const [target, type] of /** @type {[EventTarget, string][]} */ ([[document, "visibilitychange"], [window, "pageshow"], [window, "online"]])) {
-		target.addEventListener(type, wake, { signal: ended });
-	}
-	// A page that is kept for going back goes on when it is shown again.
-	window.addEventListener("pagehide", (event) => event.persisted || stop(), { signal: ended });
-	tick();
-
-	return { instance: viewer, renew: () => fetchNext(), unload };
+	return { instance: viewer, renew: supply.renew, unload };
 }
 
 /**
- * @param {string} text
- * @returns {Session | undefined}
+ * The session address, if this page and this browser can use it.
+ *
+ * @param {string | URL} sessionUrl
  */
-function readSession(text) {
-	try {
-		const { jwt, exp } = JSON.parse(text);
-		return typeof jwt === "string" && typeof exp === "number" ? { jwt, exp } : undefined;
-	} catch {
-		return undefined;
+function resolve(sessionUrl) {
+	if (!AbortSignal.prototype.throwIfAborted) {
+		throw new ViewerSessionError("browser", "it needs Chrome 100, Firefox 97 or Safari 15.4");
 	}
+	let url;
+	try {
+		url = sessionUrl ? new URL(sessionUrl, document.baseURI) : undefined;
+	} catch {
+		// It is none.
+	}
+	// A frame with srcdoc has its parent's origin, which its location does not say.
+	if (!url || url.origin !== self.origin) {
+		throw new ViewerSessionError("address", `sessionUrl has to be on the page's own origin: ${sessionUrl}`);
+	}
+	url.hash = "";
+	return url;
 }
 
 /**
- * When a token expires, as far as it says, in Unix seconds. It has not lived for longer than its lifetime, so a clock
- * that is behind does not make it last.
+ * A controller that ends with a signal.
+ *
+ * @param {AbortSignal | undefined} signal
+ */
+function follow(signal) {
+	const end = new AbortController();
+	const abort = () => end.abort(signal?.reason);
+	if (signal?.aborted) {
+		abort();
+	}
+	signal?.addEventListener("abort", abort, { signal: end.signal });
+	return end;
+}
+
+/**
+ * Asks for a token, in a way that nothing in between can give an old answer: caches of service workers go by the address.
+ *
+ * @param {URL} url
+ * @param {string | undefined} rejected
+ * @param {AbortSignal | undefined} signal
+ * @returns {Promise<Session | undefined>} nothing if the answer is a redirect
+ */
+async function ask(url, rejected, signal) {
+	const path = url.pathname;
+	const fresh = `${url}${url.search ? "&" : "?"}_=${Math.random().toString(36).slice(2)}`;
+	/** @type {Record<string, string>} */
+	const headers = { Accept: "application/json" };
+	if (rejected) {
+		// Without its signature a token is no secret, wherever request headers are logged.
+		headers["X-Viewer-Rejected"] = rejected.slice(0, rejected.lastIndexOf("."));
+	}
+	const limit = follow(signal);
+	const timer = setTimeout(() => limit.abort(), FETCH_TIMEOUT);
+	let response, body;
+	try {
+		response = await fetch(fresh, { headers, signal: limit.signal, cache: "no-store", redirect: "manual" });
+		body = await response.text();
+	} catch (cause) {
+		signal?.throwIfAborted();
+		throw limit.signal.aborted
+			? new ViewerSessionError("unavailable", `${path} does not answer`)
+			: new ViewerSessionError("network", cause);
+	} finally {
+		clearTimeout(timer);
+		limit.abort();
+	}
+
+	const { status, ok } = response;
+	if (response.type === "opaqueredirect") {
+		return;
+	}
+	try {
+		const { jwt, exp, expires_in: expiresIn } = ok && JSON.parse(body);
+		if (typeof jwt === "string" && expiresIn >= 0) {
+			return { jwt, exp, expiresIn: Math.min(expiresIn, lifeOf(jwt).life) };
+		}
+	} catch {
+		// It is a page, most likely.
+	}
+	const code = status > 499 || status === 429 || status === 408 ? "unavailable" : status === 401 || /<input[^>]+type=.?password/i.test(body) ? "login" : ok ? "answer" : "refused";
+	const hint = code === "answer" ? ", but with no token: it has to be a session_path, and the app has to answer 204" : "";
+	throw new ViewerSessionError(code, `${path} answers ${status}${hint}`, status, retryAfter(response));
+}
+
+/**
+ * How long a token lives, and how much of that is left by this clock, in seconds.
  *
  * @param {string} jwt
  */
-function expiry(jwt) {
-	const now = Date.now() / 1000;
+function lifeOf(jwt) {
 	try {
-		const { exp, iat } = JSON.parse(atob((jwt.split(".")[1] ?? "").replace(/-/g, "+").replace(/_/g, "/")));
-		if (typeof exp === "number") {
-			return typeof iat === "number" ? Math.min(exp, now + exp - iat) : exp;
-		}
+		const { exp, iat } = JSON.parse(atob(jwt.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
+		const life = exp - iat || Infinity;
+		return { life, left: exp - Date.now() / 1000 || 0 };
 	} catch {
-		// The SDK will say so.
+		return { life: Infinity, left: 0 }; // the SDK will say so
 	}
-	return now;
-}
-
-/** @param {Response} response */
-function retryAfter(response) {
-	const text = response.headers.get("Retry-After");
-	const seconds = Number(text);
-	return text && seconds > 0 ? Math.min(seconds * 1000, LONGEST_ASKED) : undefined;
 }
 
 /**
- * @param {number} ms
- * @param {AbortSignal} signal
- * @returns {Promise<void>}
+ * How long the answer asks to wait, in ms.
+ *
+ * @param {Response} response
  */
-function pause(ms, signal) {
-	return new Promise((resolve) => {
-		const timer = setTimeout(resolve, ms);
-		signal.addEventListener("abort", () => {
-			clearTimeout(timer);
-			resolve();
-		});
-	});
+function retryAfter({ headers }) {
+	const value = headers.get("Retry-After") ?? "";
+	const date = Date.parse(headers.get("Date") ?? "") || Date.now();
+	const ms = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - date;
+	return ms > 0 ? Math.min(ms, LONGEST_ASKED) : undefined;
 }
 
-/** @param {unknown} error */
-function messageOf(error) {
-	return error instanceof Error ? error.message : String(error);
+/**
+ * Measures how many ms have passed, also while the computer sleeps, and if a clock is set meanwhile: one of the two clocks
+ * goes on.
+ */
+function stopwatch() {
+	const ticks = performance.now();
+	const date = Date.now();
+	return () => Math.max(performance.now() - ticks, Date.now() - date);
 }
