@@ -49,6 +49,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, e
 //		session_path       <pattern...>
 //		document_id        <placeholder>
 //		document_id_format <regexp>
+//		script_path        <path>
 //
 //		<token options>
 //
@@ -123,7 +124,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if meant, ok := likelyMeant[option]; ok {
 				return d.Errf("unrecognized subdirective %q of viewer_session: did you mean %s?", option, meant)
 			}
-			return d.Errf("unrecognized subdirective %q of viewer_session; it takes document_path, document_id, session_path, document_id_format, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size, store and transport", option)
+			return d.Errf("unrecognized subdirective %q of viewer_session; it takes document_path, document_id, session_path, document_id_format, script_path, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size, store and transport", option)
 		}
 	}
 	// Mistakes that only show in the whole are reported now, not when the config
@@ -141,6 +142,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 var likelyMeant = map[string]string{
 	"path": "document_path", "paths": "document_path", "route": "document_path", "document": "document_path", "documents_path": "document_path",
 	"session": "session_path", "session_paths": "session_path", "session_url": "session_path", "token_path": "session_path",
+	"script": "script_path", "script_url": "script_path", "js": "script_path", "module_path": "script_path", "module": "script_path",
 	"id": "document_id", "id_format": "document_id_format",
 	"permission": "permissions", "document_permissions": "permissions",
 	"user": "user_id", "userid": "user_id",
@@ -211,6 +213,11 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (known 
 	case "document_id_format":
 		if err = oneArg(d, &h.DocumentIDFormat); err == nil {
 			_, err = newIDFormat(h.DocumentIDFormat)
+			err = wrap(d, err)
+		}
+	case "script_path":
+		if err = oneArg(d, &h.ScriptPath); err == nil {
+			_, err = compileScript(h.ScriptPath)
 			err = wrap(d, err)
 		}
 	case "request_header":

@@ -215,6 +215,7 @@ func TestRoutesKeepTheirOrderAndPatterns(t *testing.T) {
 			}
 			session_path /more
 		}`, `{"routes": [{"session_paths": ["/token", "/session/:id"]}, {"paths": ["/d/:id"], "session_paths": ["/d/:id/session", "/d/:id/token"], "permissions": ["read", "download"], "shared": true}, {"session_paths": ["/more"]}]}`},
+		{"script path", "viewer_session {\n\tsession_path /token\n\tscript_path /viewer-session.js\n}", `{"routes": [{"session_paths": ["/token"]}], "script_path": "/viewer-session.js"}`},
 		{"session path alone", "viewer_session {\n\tsession_path /token\n}", `{"routes": [{"session_paths": ["/token"]}]}`},
 		{"session path of a document from elsewhere", `viewer_session {
 			document_path /view {

@@ -40,13 +40,15 @@ type explanation struct {
 type handlerExplanation struct {
 	Conditions []string           `json:"conditions,omitempty"`
 	Routes     []routeExplanation `json:"routes"`
-	Why        string             `json:"why,omitempty"` // why there is no token
+	Why        string             `json:"why,omitempty"`     // why there is no token
+	Answers    bool               `json:"answers,omitempty"` // with the module for the page, if the conditions hold
 	Token      *tokenExplanation  `json:"token,omitempty"`
 }
 
 type routeExplanation struct {
 	Path    string `json:"path"`
 	Session bool   `json:"session_path,omitempty"`
+	Script  bool   `json:"script_path,omitempty"`
 	Match   bool   `json:"match"`
 	Why     string `json:"why,omitempty"`
 }
@@ -97,6 +99,10 @@ func explain(config []byte, method, address string, now time.Time) (*explanation
 		e.Handlers = append(e.Handlers, *explained)
 		e.Token = e.Token || explained.Token != nil
 		e.Why = cmp.Or(e.Why, explained.Why)
+		if explained.Answers {
+			e.Answered, e.Later = "viewer_session", nil
+			break // the others do not see it
+		}
 	}
 	switch {
 	case e.Token:
@@ -254,6 +260,14 @@ func (x *explainer) routes(rt *router) (e *handlerExplanation, won *route, id st
 	if won != nil && won.session && x.r.Method != http.MethodGet && x.r.Method != http.MethodHead {
 		e.Why, won = "a session path answers GET and HEAD; "+x.r.Method+" goes to the app", nil
 	}
+	if won != nil && won.script {
+		if e.Answers = servesScript(x.r); e.Answers {
+			e.Why = "viewer_session answers itself, with the module for the page"
+		} else {
+			e.Why = "script_path answers GET and HEAD; " + x.r.Method + " goes to the app"
+		}
+		won = nil
+	}
 	if won == nil {
 		e.Why = cmp.Or(e.Why, "no route matches")
 	}
@@ -287,10 +301,12 @@ func (x *explainer) patterns(rt *router, candidate *route, path string) (rows []
 		return []explainedPattern{row}
 	}
 	for _, p := range candidate.patterns {
-		row := explainedPattern{routeExplanation: routeExplanation{Path: p.String(), Session: candidate.session, Why: p.Why(path)}}
+		row := explainedPattern{routeExplanation: routeExplanation{Path: p.String(), Session: candidate.session, Script: candidate.script, Why: p.Why(path)}}
 		if row.Why == "" {
 			var ok bool
 			switch row.id, ok = p.Match(path); {
+			case candidate.script:
+				row.Match = ok
 			case p.HasID() && rt.idFormat(row.id):
 				row.Match = ok
 			case p.HasID():

@@ -46,6 +46,7 @@ const explainedSite = `docs.example.com {
 			document_id {http.regexp.name.1}
 		}
 		session_path /contracts/*/session
+		script_path /viewer-session.js
 	}
 	handle /static/* {
 		viewer_session {
@@ -138,6 +139,10 @@ func TestExplain(t *testing.T) {
 		{"GET", "https://docs.example.com/view?doc=a.b", "", "does not fit"},
 		{"GET", "https://docs.example.com/by-name/x", "{http.regexp.name.1}", "a regular expression in a matcher"},
 		{"GET", "https://docs.example.com/contracts/7/session", "{X-Viewer-Document}", "the app's 204"},
+		{"GET", "https://docs.example.com/viewer-session.js", "", "none: viewer_session answers itself, with the module for the page"},
+		{"HEAD", "https://docs.example.com/viewer-session.js", "", "then        viewer_session answers"},
+		{"POST", "https://docs.example.com/viewer-session.js", "", "script_path answers GET and HEAD; POST goes to the app"},
+		{"OPTIONS", "https://docs.example.com/viewer-session.js", "", "OPTIONS gets no token"},
 		{"GET", "https://docs.example.com/static/doc", "doc", "the cookie viewer_session"},
 		{"GET", "https://docs.example.com/elsewhere", "", "no route matches"},
 		{"GET", "https://other.example.com/documents/42", "", "no site on this port has the host other.example.com"},

@@ -25,6 +25,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		}
 		return h.pass(nil, w, r, next)
 	}
+	if route.script {
+		if servesScript(r) {
+			serveScript(w, r)
+			return nil
+		}
+		return h.pass(nil, w, r, next)
+	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	info := newRequestInfo(r, repl)
 	info.documentID = documentID

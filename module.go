@@ -53,6 +53,11 @@ type Handler struct {
 	// request for which it gives an id gets a token.
 	Routes []Route `json:"routes,omitempty"`
 
+	// The path at which the handler itself serves the module for the page,
+	// viewer-session.js, to GET and HEAD. It comes before all routes, and
+	// takes neither :id nor wildcards. Default: it is not served.
+	ScriptPath string `json:"script_path,omitempty"`
+
 	// The document id for all routes whose patterns hold no `:id`, from a
 	// placeholder, for example `{http.request.uri.query.doc}`. It is taken
 	// as it is, never decoded. A request for which it is empty gets no token.
@@ -172,7 +177,7 @@ func (h *Handler) compile() error {
 	default:
 		return fmt.Errorf("on_error %q: write fail or pass", h.OnError)
 	}
-	h.router, err = newRouter(h.Routes, h.DocumentID, h.DocumentIDFormat, h.TokenOptions)
+	h.router, err = newRouter(h.Routes, h.ScriptPath, h.DocumentID, h.DocumentIDFormat, h.TokenOptions)
 	return err
 }
 

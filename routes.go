@@ -49,17 +49,18 @@ type route struct {
 	documentID string             // template for patterns without :id
 	template   *claims.Template
 	session    bool // the browser fetches its token here, and the app decides
+	script     bool // the handler answers with its module for the page
 }
 
 // router finds the route of a request.
 type router struct {
-	routes      []*route // session paths first
+	routes      []*route // the script's path first, then session paths
 	hasSessions bool
 	idFormat    func(string) bool
 }
 
 // newRouter compiles routes and completes them with what is the same for all.
-func newRouter(configs []Route, documentID, idFormat string, options TokenOptions) (router, error) {
+func newRouter(configs []Route, scriptPath, documentID, idFormat string, options TokenOptions) (router, error) {
 	if len(configs) == 0 {
 		if documentID == "" {
 			return router{}, errors.New("no route: say which paths show a document with document_path, for example: document_path /documents/:id")
@@ -72,7 +73,14 @@ func newRouter(configs []Route, documentID, idFormat string, options TokenOption
 	if err != nil {
 		return router{}, err
 	}
-	var sessions, pages []*route
+	var first, sessions, pages []*route
+	if scriptPath != "" {
+		script, err := compileScript(scriptPath)
+		if err != nil {
+			return router{}, err
+		}
+		first = []*route{script}
+	}
 	for i, config := range configs {
 		session, page, err := config.compile(documentID, options)
 		if err != nil {
@@ -88,7 +96,7 @@ func newRouter(configs []Route, documentID, idFormat string, options TokenOption
 			pages = append(pages, page)
 		}
 	}
-	rt := router{slices.Concat(sessions, pages), len(sessions) > 0, fits}
+	rt := router{slices.Concat(first, sessions, pages), len(sessions) > 0, fits}
 	return rt, rt.check(documentID)
 }
 
@@ -102,7 +110,7 @@ func (rt *router) check(documentID string) error {
 		for _, p := range r.patterns {
 			path := strings.ToLower(strings.TrimSuffix(p.String(), "/"))
 			// Without :id the document's id decides as well, but for session paths.
-			if first := seen[path]; first != nil && (p.HasID() || first.session) {
+			if first := seen[path]; first != nil && (p.HasID() || first.session || first.script) {
 				return fmt.Errorf("duplicate pattern %q: the second never matches; remove one", p)
 			}
 			seen[path] = r
@@ -269,8 +277,8 @@ func (rt *router) matchRoute(candidate *route, path string, r *http.Request) (id
 			matched = true
 		}
 	}
-	if !matched {
-		return misfit, false
+	if !matched || candidate.script {
+		return misfit, matched
 	}
 	id, err := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceOrErr(candidate.documentID, true, true)
 	if candidate.session && (candidate.documentID == "" || err != nil) {

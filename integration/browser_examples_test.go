@@ -146,7 +146,7 @@ func singlePageApp(t *testing.T, s *stage, text string) {
 	p.wantViewer("Document lease-agreement (read), session good for ")
 	// Quickly from one to the other: the last one stays.
 	p.must(`for (const link of document.querySelectorAll("a")) link.click()`)
-	p.until(`document.querySelector("main").textContent === "/api/documents/minutes/session refuses a token (status 404)"`)
+	p.until(`document.querySelector("main [role=alert]")?.textContent === "You may not open this document."`)
 	if got := p.must(`return (performance.timeOrigin === first) + " " + document.querySelectorAll(".nutrient-viewer-stand-in").length`); got != "true 0" {
 		t.Errorf("the same page, and viewers: %s", got)
 	}

@@ -23,16 +23,20 @@ app.get("/documents/:id", (req, res) => {
 <title>${title}</title>
 <h1>${title}</h1>
 <p><a href="/">All documents</a></p>
+<p role="alert"></p>
 <div id="viewer" style="height: 80vh"></div>
 <script src="/nutrient-viewer.js"></script>
 <script type="module">
 	import { loadViewer } from "/viewer-session.js";
 
-	const viewer = document.querySelector("#viewer");
-	loadViewer(NutrientViewer, { container: viewer }, {
+	const alert = document.querySelector("[role=alert]");
+	const onError = (error) => (alert.textContent = error.message);
+	loadViewer(NutrientViewer, { container: "#viewer" }, {
 		session: ${JSON.stringify(req.get("X-Viewer-Session"))},
 		sessionUrl: location.pathname.replace(/\\/$/, "") + "/session",
-	}).catch((error) => (viewer.textContent = error.message));
+		onError, // no new token can be had, while the document is open
+		onSession: () => (alert.textContent = ""), // there is one again
+	}).catch(onError);
 </script>`);
 });
 

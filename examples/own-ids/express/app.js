@@ -45,13 +45,23 @@ app.get("/contracts/:id", (req, res) => {
 <title>${req.contract.title}</title>
 <h1>${req.contract.title}</h1>
 <p><a href="/">All contracts</a></p>
+<p role="alert"></p>
 <div id="viewer" style="height: 80vh"></div>
 <script src="/nutrient-viewer.js"></script>
 <script type="module">
 	import { loadViewer } from "/viewer-session.js";
-	const viewer = document.querySelector("#viewer");
-	loadViewer(NutrientViewer, { container: viewer }, { sessionUrl: location.pathname.replace(/\\/$/, "") + "/session" })
-		.catch((error) => (viewer.textContent = error.message));
+	const alert = document.querySelector("[role=alert]");
+	const onError = (error) => {
+		alert.textContent = error.message + " ";
+		if (error.code === "login") {
+			alert.insertAdjacentHTML("beforeend", '<a href="/">Log in</a>');
+		}
+	};
+	loadViewer(NutrientViewer, { container: "#viewer" }, {
+		sessionUrl: location.pathname.replace(/\\/$/, "") + "/session",
+		onError, // no new token can be had, while the document is open
+		onSession: () => alert.replaceChildren(), // there is one again
+	}).catch(onError);
 </script>`);
 });
 

@@ -30,13 +30,23 @@ var page = template.Must(template.New("").Parse(`<!doctype html>
 <title>{{.Title}}</title>
 <h1>{{.Title}}</h1>
 <p><a href="/">All contracts</a></p>
+<p role="alert"></p>
 <div id="viewer" style="height: 80vh"></div>
 <script src="/nutrient-viewer.js"></script>
 <script type="module">
 	import { loadViewer } from "/viewer-session.js";
-	const viewer = document.querySelector("#viewer");
-	loadViewer(NutrientViewer, { container: viewer }, { sessionUrl: location.pathname.replace(/\/$/, "") + "/session" })
-		.catch((error) => (viewer.textContent = error.message));
+	const alert = document.querySelector("[role=alert]");
+	const onError = (error) => {
+		alert.textContent = error.message + " ";
+		if (error.code === "login") {
+			alert.insertAdjacentHTML("beforeend", '<a href="/">Log in</a>');
+		}
+	};
+	loadViewer(NutrientViewer, { container: "#viewer" }, {
+		sessionUrl: location.pathname.replace(/\/$/, "") + "/session",
+		onError, // no new token can be had, while the document is open
+		onSession: () => alert.replaceChildren(), // there is one again
+	}).catch(onError);
 </script>`))
 
 var logins sync.Map // user by cookie

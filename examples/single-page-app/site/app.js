@@ -1,4 +1,4 @@
-import { loadViewer } from "./viewer-session.js";
+import { loadViewer } from "/viewer-session.js";
 
 const main = document.querySelector("main");
 let current = new AbortController(); // of the document that is open
@@ -13,13 +13,21 @@ async function show() {
 	if (!id) {
 		return;
 	}
+	const alert = main.appendChild(document.createElement("p"));
+	alert.role = "alert";
 	const container = main.appendChild(document.createElement("div"));
 	container.style.height = "100%";
+	const onError = (error) => (alert.textContent = error.message);
 	try {
-		await loadViewer(NutrientViewer, { container }, { sessionUrl: `/api/documents/${id}/session`, signal });
+		await loadViewer(NutrientViewer, { container }, {
+			sessionUrl: `/api/documents/${id}/session`,
+			signal,
+			onError, // no new token can be had, while the document is open
+			onSession: () => (alert.textContent = ""), // there is one again
+		});
 	} catch (error) {
 		if (!signal.aborted) {
-			container.textContent = error.message;
+			onError(error);
 		}
 	}
 }
