@@ -19,16 +19,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	// 2. Match.
 	route, documentID := h.match(r)
-	if route == nil {
+	if route != nil && route.script && servesScript(r) {
+		serveScript(w, r)
+		return nil
+	}
+	if route == nil || route.script {
 		if documentID != "" {
 			h.noteMisfit(documentID)
-		}
-		return h.pass(nil, w, r, next)
-	}
-	if route.script {
-		if servesScript(r) {
-			serveScript(w, r)
-			return nil
 		}
 		return h.pass(nil, w, r, next)
 	}

@@ -18,6 +18,7 @@ const sessionSite = `GATEWAY {
 	viewer_session {
 		endpoint API/viewer/sessions
 		session_path /token
+		script_path /viewer-session.js
 		document_path /documents/:id {
 			session_path /documents/:id/session
 		}

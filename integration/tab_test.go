@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -232,8 +231,7 @@ func (p *tab) until(expression string) {
 	}
 }
 
-// webApp is an app with a page that has the module and the stand-in of the SDK
-// in it. Tests say what it answers on the session path.
+// webApp is an app with a page for the module and the stand-in of the SDK. Tests say what it answers on the session path.
 type webApp struct {
 	mu      sync.Mutex
 	session http.HandlerFunc
@@ -245,8 +243,6 @@ func (a *webApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "/":
 		w.Header().Set("Content-Type", "text/html")
 		_, _ = w.Write([]byte(`<!doctype html><title>test</title><link rel="icon" href="data:,"><div id="viewer"></div>`))
-	case "/viewer-session.js":
-		http.ServeFile(w, r, filepath.Join("..", "web", "viewer-session.js"))
 	case "/worker.js":
 		w.Header().Set("Content-Type", "text/javascript")
 		_, _ = w.Write([]byte(cacheFirst))

@@ -84,12 +84,8 @@ func (m mutant) run() ([]string, error) {
 	if err := os.WriteFile(overlayFile, overlay, 0o600); err != nil {
 		return nil, err
 	}
-	// The integration tests take longer, so they only see what the others let through.
-	for _, pkg := range []string{"./" + filepath.ToSlash(filepath.Dir(m.file)), ".", "./integration"} {
-		if pkg == "./internal/secret" || pkg == "./." {
-			continue // without tests of its own, or the same as the next
-		}
-		killers, err := failingTests(overlayFile, pkg, "-race="+strconv.FormatBool(m.racy))
+	for _, pkg := range m.packages() {
+		killers, err := failingTests(overlayFile, "-race="+strconv.FormatBool(m.racy), pkg...)
 		if err != nil || len(killers) > 0 {
 			return killers, err
 		}
@@ -97,8 +93,24 @@ func (m mutant) run() ([]string, error) {
 	return nil, nil
 }
 
-func failingTests(overlay, pkg, race string) ([]string, error) {
-	cmd := exec.Command("go", "test", race, "-overlay", overlay, "-tags", tags, "-count=1", "-timeout=4m", "-vet=off", pkg) //nolint:gosec // our own arguments
+// packages returns the packages whose tests may kill the mutant, with the
+// arguments of each. The integration tests take longer, so they only see what the
+// others let through.
+func (m mutant) packages() (all [][]string) {
+	folder := filepath.ToSlash(filepath.Dir(m.file))
+	switch folder {
+	case "web": // it is served by the gateway
+		return [][]string{{"-run=^Test(Browser|Supply)", "-failfast", "./integration"}}
+	case ".", "internal/secret": // the same as the next, or without tests of its own
+	default:
+		all = append(all, []string{"./" + folder})
+	}
+	return append(all, []string{"."}, []string{"./integration"})
+}
+
+func failingTests(overlay, race string, args ...string) ([]string, error) {
+	args = append([]string{"test", race, "-overlay", overlay, "-tags", tags, "-count=1", "-timeout=4m", "-vet=off"}, args...)
+	cmd := exec.Command("go", args...) //nolint:gosec // our own arguments
 	output, err := cmd.CombinedOutput()
 	if err == nil {
 		return nil, nil
