@@ -487,6 +487,43 @@ func TestBrowserInAFrame(t *testing.T) {
 	}
 }
 
+// The module needs no more than the docs say.
+func TestBrowserUnderAPolicy(t *testing.T) {
+	p, _ := newPage(t, 2*time.Second)
+	strict := p.s.newPageAt("/strict", "strict")
+	strict.must(`
+		window.viewer = await open_();
+		for (const end = Date.now() + 4000; Date.now() < end; await sleep(100)) await viewer.instance.request();`)
+	if said := strings.Join(strict.console(), "\n"); said != "" {
+		t.Error(said)
+	}
+}
+
+// The page in the docs does what they say.
+func TestBrowserDocs(t *testing.T) {
+	p, app := newPage(t, 2*time.Second)
+	pages := blocks(docs(t)["docs/browser.md"], "html")
+	if len(pages) != 1 {
+		t.Fatalf("%d pages in the docs", len(pages))
+	}
+	app.page = `<!doctype html><title>docs</title><link rel="icon" href="data:,">` + substitute(t, pages[0], "/nutrient-viewer.js", p.s.api.url+"/emulator/nutrient-viewer.js")
+	p.open("/page")
+	p.wantViewer("Document 42 (read), session good for ")
+	const said = `document.querySelector("[role=alert]").innerText.trim()`
+	if got := p.must(`return ` + said); got != "" {
+		t.Errorf("it alerts %q", got)
+	}
+	app.answer(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusFound) })
+	p.until(said + ` === "Your login has most likely ended. Log in again. Log in" && document.querySelector("[role=alert] a").href === location.origin + "/login"`)
+	app.answer(yes)
+	p.must(`await new Promise((done) => setTimeout(done, 5100)); document.dispatchEvent(new Event("visibilitychange", { bubbles: true }))`)
+	p.until(said + ` === ""`)
+
+	app.answer(status(http.StatusForbidden))
+	p.open("/page")
+	p.until(said + ` === "You may not open this document."`)
+}
+
 // A browser from before 2022 is told so.
 func TestBrowserOfOldAge(t *testing.T) {
 	p, app := newPage(t, 0)

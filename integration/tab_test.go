@@ -236,16 +236,23 @@ type webApp struct {
 	mu      sync.Mutex
 	session http.HandlerFunc
 	asked   int
+	page    string // at /page
 }
 
 func (a *webApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
+	case "/strict": // what the docs say that the module needs, and the stand-in of the SDK
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; script-src 'self' http://127.0.0.1:*; connect-src 'self' http://127.0.0.1:*; img-src data:")
+		fallthrough
 	case "/":
 		w.Header().Set("Content-Type", "text/html")
 		_, _ = w.Write([]byte(`<!doctype html><title>test</title><link rel="icon" href="data:,"><div id="viewer"></div>`))
 	case "/worker.js":
 		w.Header().Set("Content-Type", "text/javascript")
 		_, _ = w.Write([]byte(cacheFirst))
+	case "/page":
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = w.Write([]byte(a.page))
 	case "/login":
 		_, _ = w.Write([]byte("log in"))
 	default:
@@ -312,8 +319,13 @@ func newPage(t *testing.T, lifetime time.Duration, directives ...string) (*tab, 
 // newPage opens a page of the app, for a document.
 func (s *stage) newPage(document string) *tab {
 	s.t.Helper()
+	return s.newPageAt("/", document)
+}
+
+func (s *stage) newPageAt(path, document string) *tab {
+	s.t.Helper()
 	p := s.newTab()
-	p.open("/")
+	p.open(path)
 	p.must(`
 		await new Promise((resolve, reject) => {
 			const script = document.createElement("script");
