@@ -281,19 +281,19 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 	async function replace(patience = AUTH_TIMEOUT) {
 		const old = (bad = current.jwt);
 		const passed = stopwatch();
-		let wait = hold - idle(); // what was said before may have changed by then
+		let again = false;
+		const wait = () => (again ? rest : hold) - idle(); // what was said before may have changed by then
 		while (current.jwt === old) {
-			if (wait > 0 && passed() + wait < patience) {
-				await new Promise((resolve) => setTimeout(resolve, wait));
+			if (wait() > 0 && passed() + wait() < patience) {
+				await new Promise((resolve) => setTimeout(resolve, wait()));
 				ended.throwIfAborted();
-				wait = 0;
-				continue;
+				continue; // timers may be early
 			}
 			try {
 				await renew();
 			} catch (/** @type {any} */ error) {
-				wait = rest - idle();
-				if (!error.temporary || passed() + wait >= patience) {
+				again = true;
+				if (!error.temporary || passed() + wait() >= patience) {
 					if (patience) {
 						report(error);
 					}
