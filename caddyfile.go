@@ -43,6 +43,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, e
 //	viewer_session {
 //		document_path <pattern...> [{
 //			document_id  <placeholder>
+//			app_provided
 //			session_path <pattern...>
 //			<token options>
 //		}]
@@ -143,7 +144,8 @@ var likelyMeant = map[string]string{
 	"path": "document_path", "paths": "document_path", "route": "document_path", "document": "document_path", "documents_path": "document_path",
 	"session": "session_path", "session_paths": "session_path", "session_url": "session_path", "token_path": "session_path",
 	"script": "script_path", "script_url": "script_path", "js": "script_path", "module_path": "script_path", "module": "script_path",
-	"id": "document_id", "id_format": "document_id_format",
+	"app_provided": "app_provided in the block of a document_path",
+	"id":           "document_id", "id_format": "document_id_format",
 	"permission": "permissions", "document_permissions": "permissions",
 	"user": "user_id", "userid": "user_id",
 	"vary": "vary_by", "claims": "claim", "document_claims": "document_claim",
@@ -174,6 +176,9 @@ func (h *Handler) unmarshalRoute(d *caddyfile.Dispenser) error {
 		switch option {
 		case "document_id":
 			known, err = true, oneArg(d, &route.DocumentID)
+		case "app_provided":
+			known, err = true, noArg(d)
+			route.AppProvided = true
 		case "session_path":
 			known, err = true, route.unmarshalSessionPath(d)
 		}
@@ -181,7 +186,7 @@ func (h *Handler) unmarshalRoute(d *caddyfile.Dispenser) error {
 			return err
 		}
 		if !known {
-			return d.Errf("unrecognized subdirective %q of document_path: it takes document_id, session_path and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up", option)
+			return d.Errf("unrecognized subdirective %q of document_path: it takes document_id, app_provided, session_path and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up", option)
 		}
 	}
 	h.Routes = append(h.Routes, route)

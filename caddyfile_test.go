@@ -216,6 +216,18 @@ func TestRoutesKeepTheirOrderAndPatterns(t *testing.T) {
 			session_path /more
 		}`, `{"routes": [{"session_paths": ["/token", "/session/:id"]}, {"paths": ["/d/:id"], "session_paths": ["/d/:id/session", "/d/:id/token"], "permissions": ["read", "download"], "shared": true}, {"session_paths": ["/more"]}]}`},
 		{"script path", "viewer_session {\n\tsession_path /token\n\tscript_path /viewer-session.js\n}", `{"routes": [{"session_paths": ["/token"]}], "script_path": "/viewer-session.js"}`},
+		{"pages that bring their own documents", `viewer_session {
+			permissions read write
+			document_claim page 3
+			user_id {http.auth.user.id}
+			document_path /editor /drafts/* {
+				app_provided
+				claim team blue
+				ttl 20m
+				session_path /editor/session
+			}
+			document_path /editor/:id
+		}`, `{"permissions": ["read", "write"], "document_claims": {"page": 3}, "user_id": "{http.auth.user.id}", "routes": [{"paths": ["/editor", "/drafts/*"], "session_paths": ["/editor/session"], "app_provided": true, "claims": {"team": "blue"}, "ttl": 1200000000000}, {"paths": ["/editor/:id"]}]}`},
 		{"session path alone", "viewer_session {\n\tsession_path /token\n}", `{"routes": [{"session_paths": ["/token"]}]}`},
 		{"session path of a document from elsewhere", `viewer_session {
 			document_path /view {

@@ -43,7 +43,7 @@ var defaultKeyVariable = strings.TrimSuffix(strings.TrimPrefix(defaultAPIKey, "{
 func newMintCommand() *cobra.Command {
 	var m mintCommand
 	cmd := &cobra.Command{
-		Use:   "mint --document <id> [--permissions <names>] [--user <id>] [--ttl <duration>] [--endpoint <url>] [--timeout <duration>] [--api-key-env <name> | --api-key-file <path>] [--json] [--show-token]",
+		Use:   "mint {--document <id> [--permissions <names>] | --app-provided} [--user <id>] [--ttl <duration>] [--endpoint <url>] [--timeout <duration>] [--api-key-env <name> | --api-key-file <path>] [--json] [--show-token]",
 		Short: "Mints one session token and says whether all is well",
 		Long: `
 Mints one session token, as the viewer_session handler does, and shows what came
@@ -67,7 +67,8 @@ The exit code is
   7  if the token permits more than was asked for, so that viewer_session would
      not use it.`,
 		Example: `  caddy viewer-session mint --document report-2026
-  caddy viewer-session mint --document report-2026 --permissions read,write --user ann --api-key-file /run/secrets/dws`,
+  caddy viewer-session mint --document report-2026 --permissions read,write --user ann --api-key-file /run/secrets/dws
+  caddy viewer-session mint --app-provided --user ann`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := m.check(); err != nil {
@@ -82,7 +83,8 @@ The exit code is
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&m.document, "document", "", "the document's id (required)")
+	flags.StringVar(&m.document, "document", "", "the document's id")
+	flags.BoolVar(&m.appProvided, "app-provided", false, "a session for pages that bring their own document")
 	flags.StringVar(&m.permissions, "permissions", defaultPermission, "document permissions, separated by spaces or commas")
 	flags.StringVar(&m.user, "user", "", "the user_id claim")
 	flags.StringVar(&m.ttl, "ttl", "1h", "how long the token is asked to be valid: 1m to 30d")
@@ -94,7 +96,9 @@ The exit code is
 	flags.BoolVar(&m.json, "json", false, "print one JSON object")
 	flags.BoolVar(&m.showToken, "show-token", false, "print the token itself as well")
 	cmd.MarkFlagsMutuallyExclusive("api-key-env", "api-key-file")
-	_ = cmd.MarkFlagRequired("document") // it exists
+	cmd.MarkFlagsOneRequired("document", "app-provided")
+	cmd.MarkFlagsMutuallyExclusive("document", "app-provided")
+	cmd.MarkFlagsMutuallyExclusive("permissions", "app-provided")
 	return cmd
 }
 
@@ -163,7 +167,7 @@ type mintCommand struct {
 	endpoint                         string
 	insecureEndpoint                 bool
 	keyVariable, keyFile             string
-	json, showToken                  bool
+	json, showToken, appProvided     bool
 
 	probe probe.Probe
 }
@@ -172,7 +176,7 @@ var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // check reads the flags. No error repeats what may be a key.
 func (m *mintCommand) check() error {
-	if m.document == "" || !utf8.ValidString(m.document) || !utf8.ValidString(m.user) {
+	if m.document == "" && !m.appProvided || !utf8.ValidString(m.document) || !utf8.ValidString(m.user) {
 		return errors.New("--document: write the document's id, as UTF-8 (and --user as well)")
 	}
 	ttl, err := caddy.ParseDuration(m.ttl)
@@ -184,11 +188,14 @@ func (m *mintCommand) check() error {
 		TTL:         caddy.Duration(ttl),
 		Shared:      true, // it is nobody else's
 	}.over(TokenOptions{})
-	if err := options.check(""); err != nil {
+	if m.appProvided {
+		options.Permissions = nil
+	}
+	if err := options.check("", m.appProvided); err != nil {
 		return err
 	}
 	m.probe = probe.Probe{
-		Request:   dws.Request{DocumentID: m.document, Permissions: claims.SplitPermissions(options.Permissions), UserID: m.user, TTL: ttl},
+		Request:   dws.Request{DocumentID: m.document, Permissions: claims.SplitPermissions(options.Permissions), UserID: m.user, TTL: ttl, AppProvided: m.appProvided},
 		ShowToken: m.showToken, KeyFile: m.keyFile, KeyVariable: m.keyVariable,
 	}
 	if m.probe.Timeout, err = caddy.ParseDuration(m.timeout); err != nil || m.probe.Timeout < minTimeout || m.probe.Timeout > mint.MaxTimeout {
@@ -240,7 +247,11 @@ func (m *mintCommand) print(stdout, stderr io.Writer, r *probe.Report) error {
 			expires := time.Unix(r.ExpiresAt, 0)
 			fmt.Fprintf(&b, "expires   %s, in %s\n", expires.UTC().Format(time.RFC3339), time.Until(expires).Round(time.Second))
 		}
-		fmt.Fprintf(&b, "asked     %s (sent as %s)\n", strings.Join(r.Asked, " "), strings.Join(r.SentAs, " and "))
+		if len(r.Asked) == 0 {
+			b.WriteString("asked     for no document and no permissions\n")
+		} else {
+			fmt.Fprintf(&b, "asked     %s (sent as %s)\n", strings.Join(r.Asked, " "), strings.Join(r.SentAs, " and "))
+		}
 		if len(r.Granted) == 0 {
 			b.WriteString("granted   not stated by the token\n")
 		} else {

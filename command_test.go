@@ -222,9 +222,38 @@ func TestMintCommandAsksAsTold(t *testing.T) {
 	}
 }
 
+func TestMintCommandAppProvided(t *testing.T) {
+	t.Setenv("TEST_KEY", dwstest.Key)
+	var body string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		sent, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		body = string(sent)
+		mintsFor(map[string]any{"user_id": "ann", "exp": time.Now().Add(time.Hour).Unix()})(w, r)
+	}))
+	defer server.Close()
+	stdout, stderr, err := runMint(t, "--app-provided", "--user", "ann", "--endpoint", server.URL, "--api-key-env", "TEST_KEY")
+	if err != nil || stderr != "" || !strings.Contains(stdout, "All is well") || !strings.Contains(stdout, "asked     for no document and no permissions\n") || strings.Contains(stdout, "cannot be verified") {
+		t.Errorf("%v, %s%s", err, stdout, stderr)
+	}
+	if !regexp.MustCompile(`^{"exp":\d+,"user_id":"ann"}$`).MatchString(body) {
+		t.Errorf("asked for %s", body)
+	}
+
+	server.Config.Handler = mintsFor(map[string]any{"document_id": "report", "exp": time.Now().Add(time.Hour).Unix()})
+	_, stderr, err = runMint(t, "--app-provided", "--endpoint", server.URL, "--api-key-env", "TEST_KEY")
+	if exitCodeOf(err) != 5 || !strings.Contains(stderr, "names a document, although none was asked for") {
+		t.Errorf("%v, %s", err, stderr)
+	}
+}
+
 func TestMintCommandLineMistakes(t *testing.T) {
 	tests := map[string][]string{
-		`"document" not set`:     {},
+		`[document app-provided] is required`:                                                    {},
+		`if any flags in the group [document app-provided] are set none of the others can be`:    {"--document", "x", "--app-provided"},
+		`if any flags in the group [permissions app-provided] are set none of the others can be`: {"--permissions", "read", "--app-provided"},
 		"write the document's":   {"--document", ""},
 		"as UTF-8":               {"--document", "x\xff"},
 		"not a duration":         {"--document", "x", "--ttl", "1 hour"},

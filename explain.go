@@ -54,8 +54,9 @@ type routeExplanation struct {
 }
 
 type tokenExplanation struct {
-	DocumentID   string            `json:"document_id"`
-	Permissions  []string          `json:"permissions"`
+	DocumentID   string            `json:"document_id,omitempty"`
+	AppProvided  bool              `json:"app_provided,omitempty"` // there is no document
+	Permissions  []string          `json:"permissions,omitempty"`
 	UserID       string            `json:"user_id,omitempty"`
 	VaryBy       []string          `json:"vary_by,omitempty"`
 	Placeholders map[string]string `json:"placeholders,omitempty"` // and where they are said to come from
@@ -151,7 +152,11 @@ func explainHandler(config json.RawMessage, before []string, r *http.Request, no
 		return e, nil
 	}
 	if route.session {
-		e.Conditions = append(e.Conditions, "the app answers 204 (and X-Viewer-Permissions and X-Viewer-User in it replace what is said above)")
+		replaces := "X-Viewer-Permissions and X-Viewer-User in it replace"
+		if route.appProvided {
+			replaces = "X-Viewer-User in it replaces"
+		}
+		e.Conditions = append(e.Conditions, "the app answers 204 (and "+replaces+" what is said above)")
 	}
 	for _, name := range slices.Sorted(maps.Keys(x.from)) {
 		if varies := slices.Contains(c.VaryBy, "{"+name+"}"); !varies && name != documentHeader {
@@ -163,7 +168,7 @@ func explainHandler(config json.RawMessage, before []string, r *http.Request, no
 	}
 	body := c.Body(now.Add(c.TTL).Unix(), dws.BothNames)
 	e.Token = &tokenExplanation{
-		DocumentID: id, Permissions: c.Permissions, UserID: c.UserID, Placeholders: x.from,
+		DocumentID: id, AppProvided: route.appProvided, Permissions: c.Permissions, UserID: c.UserID, Placeholders: x.from,
 		TTL: shortDuration(c.TTL), MinRemaining: shortDuration(c.MinRemaining), RenewedAfter: shortDuration((c.TTL - c.MinRemaining) / 2),
 		Browser: route.session, Endpoint: endpoint.String(), APIKey: cmp.Or(h.APIKey, defaultAPIKey), Request: body,
 	}
@@ -305,7 +310,7 @@ func (x *explainer) patterns(rt *router, candidate *route, path string) (rows []
 		if row.Why == "" {
 			var ok bool
 			switch row.id, ok = p.Match(path); {
-			case candidate.script:
+			case candidate.script, candidate.appProvided:
 				row.Match = ok
 			case p.HasID() && rt.idFormat(row.id):
 				row.Match = ok
@@ -409,8 +414,12 @@ func (e *explanation) text() string {
 }
 
 func (t *tokenExplanation) write(line func(label, format string, args ...any)) {
-	line("document", "%s", t.DocumentID)
-	line("permissions", "%s", strings.Join(t.Permissions, " "))
+	if t.AppProvided {
+		line("document", "the page's own")
+	} else {
+		line("document", "%s", t.DocumentID)
+		line("permissions", "%s", strings.Join(t.Permissions, " "))
+	}
 	if t.UserID != "" {
 		line("user", "%s", t.UserID)
 	}

@@ -47,6 +47,10 @@ const explainedSite = `docs.example.com {
 		}
 		session_path /contracts/*/session
 		script_path /viewer-session.js
+		document_path /editor {
+			app_provided
+			session_path /editor/session
+		}
 	}
 	handle /static/* {
 		viewer_session {
@@ -143,6 +147,8 @@ func TestExplain(t *testing.T) {
 		{"HEAD", "https://docs.example.com/viewer-session.js", "", "then        viewer_session answers"},
 		{"POST", "https://docs.example.com/viewer-session.js", "", "script_path answers GET and HEAD; POST goes to the app"},
 		{"OPTIONS", "https://docs.example.com/viewer-session.js", "", "OPTIONS gets no token"},
+		{"OPTIONS", "https://docs.example.com/editor", "", "OPTIONS gets no token"},
+		{"GET", "https://docs.example.com/editor/x", "", "the path has 2 segments, the pattern 1"},
 		{"GET", "https://docs.example.com/static/doc", "doc", "the cookie viewer_session"},
 		{"GET", "https://docs.example.com/elsewhere", "", "no route matches"},
 		{"GET", "https://other.example.com/documents/42", "", "no site on this port has the host other.example.com"},
@@ -203,6 +209,21 @@ func TestExplainTheRequest(t *testing.T) {
 	}
 	if token.Placeholders["http.auth.user.id"] != "authentication in Caddy, such as basic_auth" || token.Placeholders["http.vars.team"] == "" || len(token.Placeholders) != 3 {
 		t.Errorf("placeholders %v", token.Placeholders)
+	}
+	for target, want := range map[string]string{
+		"/editor":         "X-Viewer-Session",
+		"/editor/session": "X-Viewer-User in it replaces",
+	} {
+		e = explained(t, explainedSite, "GET", "https://docs.example.com"+target)
+		token, text := e.Handlers[0].Token, e.text()
+		if token == nil || !token.AppProvided || token.DocumentID != "" || len(token.Permissions) != 0 || !strings.Contains(text, "document    the page's own\n") ||
+			!strings.Contains(text, want) || strings.Contains(text, "X-Viewer-Permissions") || strings.Contains(text, "\npermissions") {
+			t.Fatalf("%s: %s", target, text)
+		}
+		want := fmt.Sprintf(`{"exp":%d,"user_id":"{http.auth.user.id}","team":"{http.vars.team}"}`, testNow.Add(time.Hour).Unix())
+		if string(token.Request) != want || !slices.Contains(e.Handlers[0].Conditions, "{http.auth.user.id} is not empty") {
+			t.Errorf("got  %s, %q\nwant %s", token.Request, e.Handlers[0].Conditions, want)
+		}
 	}
 	e = explained(t, explainedSite, "GET", "https://docs.example.com/documents/42")
 	if got := e.Handlers[0].Conditions; !slices.Equal(got, []string{"authentication lets the request through", "{http.auth.user.id} is not empty", "{http.vars.team} is not empty"}) {

@@ -110,7 +110,7 @@ func mergeClaims(base, own map[string]json.RawMessage) map[string]json.RawMessag
 
 // check refuses options that are wrong or that would hurt their user. They
 // must be complete. documentID is the route's template, if it has one.
-func (o TokenOptions) check(documentID string) error {
+func (o TokenOptions) check(documentID string, appProvided bool) error {
 	if ttl := time.Duration(o.TTL); ttl < minTTL || ttl > maxTTL {
 		return fmt.Errorf("ttl %s: write a duration from 1m to 30d", ttl)
 	}
@@ -118,16 +118,16 @@ func (o TokenOptions) check(documentID string) error {
 		return fmt.Errorf("min_remaining %s: write at most half of ttl (%s), or a longer ttl",
 			time.Duration(o.MinRemaining), time.Duration(o.TTL/2))
 	}
-	if len(o.Permissions) == 0 {
+	if len(o.Permissions) == 0 && !appProvided {
 		return errors.New("permissions: the list is empty, which the API would take for all permissions; name at least one")
 	}
-	if !slices.ContainsFunc(o.Permissions, claims.HasPlaceholder) && len(claims.SplitPermissions(o.Permissions)) == 0 {
+	if len(o.Permissions) > 0 && !slices.ContainsFunc(o.Permissions, claims.HasPlaceholder) && len(claims.SplitPermissions(o.Permissions)) == 0 {
 		return errors.New("permissions: only separators; name at least one")
 	}
 	if err := checkPermissionNames(o.Permissions); err != nil {
 		return err
 	}
-	if err := o.checkShared(); err != nil {
+	if err := o.checkShared(appProvided); err != nil {
 		return err
 	}
 	for _, set := range []map[string]json.RawMessage{o.Claims, o.DocumentClaims} {
@@ -141,8 +141,9 @@ func (o TokenOptions) check(documentID string) error {
 }
 
 // template compiles the options, which must be complete and valid.
-func (o TokenOptions) template() (*claims.Template, error) {
+func (o TokenOptions) template(appProvided bool) (*claims.Template, error) {
 	return claims.NewTemplate(claims.Options{
+		AppProvided: appProvided,
 		Permissions: o.Permissions, UserID: o.UserID, VaryBy: o.VaryBy, Shared: o.Shared, Claims: o.Claims, DocumentClaims: o.DocumentClaims,
 		TTL: time.Duration(o.TTL), MinRemaining: time.Duration(o.MinRemaining),
 	})
@@ -186,9 +187,9 @@ func editDistance(a, b string) int {
 	return row[len(b)]
 }
 
-// checkShared refuses tokens that carry more than reading and are the same for
-// everybody, unless that is said.
-func (o TokenOptions) checkShared() error {
+// checkShared refuses tokens that carry more than reading, or nobody knows what, and
+// are the same for everybody, unless that is said.
+func (o TokenOptions) checkShared(appProvided bool) error {
 	if o.UserID != "" {
 		names := claims.PlaceholdersIn(o.UserID)
 		if !slices.ContainsFunc(names, variesByRequest) {
@@ -202,6 +203,9 @@ func (o TokenOptions) checkShared() error {
 	}
 	if o.Shared || o.UserID != "" || len(o.VaryBy) > 0 {
 		return nil
+	}
+	if appProvided {
+		return errors.New("app_provided: what else such a token opens is not documented, and everybody would get the same one: add user_id (or vary_by), or shared if that is what you want")
 	}
 	for _, permission := range claims.SplitPermissions(o.Permissions) {
 		if permission != defaultPermission {

@@ -352,6 +352,9 @@ func (p *pool) warnOfToken(logger *zap.Logger, reply *dws.Reply, c *claims.Claim
 	if !reply.HasExp && p.noExpWarned.CompareAndSwap(false, true) {
 		logger.Warn("the API's token has no exp; assuming the one that was asked for", zap.Duration("ttl", c.TTL))
 	}
+	if c.AppProvided {
+		return // no permissions were asked for
+	}
 	missing, unverified := reply.Grant.Doubts(c.Permissions)
 	if len(missing) > 0 && p.fewerWarned.CompareAndSwap(false, true) {
 		logger.Warn("the API's token permits less than was asked for", zap.Strings("asked", c.Permissions), zap.Strings("missing", missing))

@@ -90,7 +90,9 @@ func (i *requestInfo) bypass() {
 // MarshalLogObject says in the access log what the placeholders say. It runs
 // when the entry is written.
 func (i *requestInfo) MarshalLogObject(enc zapcore.ObjectEncoder) error {
-	enc.AddString("document_id", i.documentID)
+	if i.documentID != "" { // of pages that bring their own there is none
+		enc.AddString("document_id", i.documentID)
+	}
 	enc.AddString("result", i.result.String())
 	if i.expiresAt != 0 {
 		enc.AddInt64("expires_at", i.expiresAt)

@@ -37,6 +37,13 @@ type Route struct {
 	// The document id from a placeholder, for patterns without `:id`.
 	DocumentID string `json:"document_id,omitempty"`
 
+	// The pages bring documents of their own: they pass one to
+	// `NutrientViewer.load({ session, document })`. The token names no
+	// document and no permissions, the paths hold no `:id`, and the handler's
+	// document_id, permissions and document_claims do not apply. Required
+	// with it: user_id, vary_by or shared.
+	AppProvided bool `json:"app_provided,omitempty"`
+
 	// What the API is asked for on this route, where it differs.
 	TokenOptions
 }
@@ -50,6 +57,8 @@ type route struct {
 	template   *claims.Template
 	session    bool // the browser fetches its token here, and the app decides
 	script     bool // the handler answers with its module for the page
+
+	appProvided bool // there is no document
 }
 
 // router finds the route of a request.
@@ -103,29 +112,33 @@ func newRouter(configs []Route, scriptPath, documentID, idFormat string, options
 // check refuses what can never have an effect.
 func (rt *router) check(documentID string) error {
 	defaultIDUsed := false
-	var sessions []*pattern.Pattern // that match whatever the id is
+	var always []*pattern.Pattern // that match whatever the id is
 	seen := make(map[string]*route)
 	for _, r := range rt.routes {
 		defaultIDUsed = defaultIDUsed || documentID != "" && r.documentID == documentID
 		for _, p := range r.patterns {
 			path := strings.ToLower(strings.TrimSuffix(p.String(), "/"))
 			// Without :id the document's id decides as well, but for session paths.
-			if first := seen[path]; first != nil && (p.HasID() || first.session || first.script) {
+			if first := seen[path]; first != nil && (p.HasID() || first.session || first.script || first.appProvided) {
 				return fmt.Errorf("duplicate pattern %q: the second never matches; remove one", p)
 			}
 			seen[path] = r
-			for _, first := range sessions {
-				if first.Covers(p) {
-					return fmt.Errorf("pattern %q never matches: session paths come first, and %q matches the same; make that one narrower", p, first)
+			for _, first := range always {
+				if !first.Covers(p) {
+					continue
 				}
+				if !seen[strings.ToLower(strings.TrimSuffix(first.String(), "/"))].session {
+					return fmt.Errorf("pattern %q never matches: %q comes first and matches the same; make that one narrower", p, first)
+				}
+				return fmt.Errorf("pattern %q never matches: session paths come first, and %q matches the same; make that one narrower", p, first)
 			}
-			if r.session && r.documentID == "" {
-				sessions = append(sessions, p)
+			if r.session && r.documentID == "" || r.appProvided {
+				always = append(always, p)
 			}
 		}
 	}
 	if documentID != "" && !defaultIDUsed {
-		return fmt.Errorf("document_id %s is never used: every pattern has :id; remove one or the other", documentID)
+		return fmt.Errorf("document_id %s is never used: every pattern has :id, or its route app_provided; remove one or the other", documentID)
 	}
 	return nil
 }
@@ -134,6 +147,12 @@ func (rt *router) check(documentID string) error {
 // session paths and its pages, either of which may be none.
 func (r Route) compile(defaultID string, defaults TokenOptions) (session, page *route, err error) {
 	documentID := r.DocumentID
+	if r.AppProvided {
+		if err := r.checkAppProvided(); err != nil {
+			return nil, nil, err
+		}
+		defaultID, defaults.DocumentClaims = "", nil
+	}
 	if len(r.SessionPaths) > 0 {
 		if session, err = r.compileSession(defaultID); err != nil {
 			return nil, nil, err
@@ -147,19 +166,43 @@ func (r Route) compile(defaultID string, defaults TokenOptions) (session, page *
 		documentID = page.documentID
 	}
 	options := r.TokenOptions.over(defaults)
-	if err := options.check(documentID); err != nil {
+	if r.AppProvided {
+		options.Permissions = nil
+	}
+	if err := options.check(documentID, r.AppProvided); err != nil {
 		return nil, nil, err
 	}
-	template, err := options.template()
+	template, err := options.template(r.AppProvided)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, compiled := range []*route{session, page} {
 		if compiled != nil {
-			compiled.template = template
+			compiled.template, compiled.appProvided = template, r.AppProvided
 		}
 	}
 	return session, page, nil
+}
+
+// checkAppProvided refuses what makes no sense where there is no document.
+func (r Route) checkAppProvided() error {
+	const why = "the page brings its own document"
+	switch {
+	case len(r.Paths) == 0 && len(r.SessionPaths) == 0:
+		return errors.New("app_provided needs a path: say which pages bring their own document, for example document_path /editor")
+	case r.DocumentID != "":
+		return fmt.Errorf("document_id and app_provided exclude each other: %s, so there is no id; remove one", why)
+	case r.Permissions != nil:
+		return fmt.Errorf("permissions and app_provided exclude each other: %s, and no permissions are asked for; remove one", why)
+	case r.DocumentClaims != nil:
+		return fmt.Errorf("document_claim and app_provided exclude each other: %s, so the request has no entry for it; use claim instead", why)
+	}
+	for _, path := range slices.Concat(r.Paths, r.SessionPaths) {
+		if p, err := pattern.Parse(path); err == nil && p.HasID() {
+			return fmt.Errorf("pattern %q has :id, and the route app_provided: %s, so write * in place of :id, or remove app_provided", path, why)
+		}
+	}
+	return nil
 }
 
 // compilePages compiles the paths that show documents.
@@ -174,7 +217,7 @@ func (r Route) compilePages(defaultID string) (*route, error) {
 		if p.HasID() && r.DocumentID != "" {
 			return nil, fmt.Errorf("pattern %q has :id, and the route has document_id: the id comes from one or the other", path)
 		}
-		if !p.HasID() && r.DocumentID == "" && defaultID == "" {
+		if !p.HasID() && r.DocumentID == "" && defaultID == "" && !r.AppProvided {
 			return nil, fmt.Errorf("pattern %q has no :id and there is no document_id: write :id in place of the document's id, for example /documents/:id, or say with document_id where it comes from", path)
 		}
 		withoutID = withoutID || !p.HasID()
@@ -183,7 +226,7 @@ func (r Route) compilePages(defaultID string) (*route, error) {
 	if withoutID && compiled.documentID == "" {
 		compiled.documentID = defaultID
 	}
-	if withoutID && compiled.documentID == "" {
+	if withoutID && compiled.documentID == "" && !r.AppProvided {
 		return nil, errors.New("neither a path nor a document_id")
 	}
 	return compiled, nil
@@ -277,7 +320,7 @@ func (rt *router) matchRoute(candidate *route, path string, r *http.Request) (id
 			matched = true
 		}
 	}
-	if !matched || candidate.script {
+	if !matched || candidate.script || candidate.appProvided {
 		return misfit, matched
 	}
 	id, err := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceOrErr(candidate.documentID, true, true)

@@ -272,6 +272,9 @@ func dropApproval(header http.Header) {
 // something and found nothing must not get what it did not mean.
 func (s *approval) apply(c *claims.Claims, missing claims.Missing, fits func(string) bool) *failure {
 	switch {
+	case c.AppProvided && (s.document != nil || s.permissions != nil):
+		return &failure{reason: reasonAppAnswer, err: fmt.Errorf("the app answered 204 with %s or %s, but on an app_provided route there is neither a document nor permissions", documentHeader, permissionsHeader)}
+	case c.AppProvided:
 	case s.document == nil && c.DocumentID == "":
 		return &failure{reason: reasonAppAnswer, err: errors.New("the app answered 204 without " + documentHeader + ", and the session path has no document's id")}
 	case s.document == nil:

@@ -5,6 +5,7 @@ package claims
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -37,13 +38,20 @@ func (c *Claims) SetPermissions(permissions []string) {
 	c.Permissions, c.staticKey = permissions, nil
 }
 
-// Unguarded returns an error if the claims permit more than reading and nothing
-// tells users apart: a vary_by that came out empty is no ground for it.
+// Unguarded returns an error if the claims permit more than reading, or it is not
+// known what they permit, and nothing tells users apart: a vary_by that came out
+// empty is no ground for it.
 func (c *Claims) Unguarded() error {
-	if c.emptyGuard == "" || c.UserID != "" || !slices.ContainsFunc(c.Permissions, func(name string) bool { return name != "read" }) {
+	switch {
+	case c.emptyGuard == "" || c.UserID != "":
+		return nil
+	case c.AppProvided:
+		return fmt.Errorf("vary_by %s is empty, and it is what allows app_provided", c.emptyGuard)
+	case slices.ContainsFunc(c.Permissions, func(name string) bool { return name != "read" }):
+		return fmt.Errorf("vary_by %s is empty, and it is what allows permissions beyond read", c.emptyGuard)
+	default:
 		return nil
 	}
-	return fmt.Errorf("vary_by %s is empty, and it is what allows permissions beyond read", c.emptyGuard)
 }
 
 // AppendKey appends the cache key. Every field carries its length, so that no
@@ -73,6 +81,9 @@ func (c *Claims) appendStaticKey(key []byte) []byte {
 	key = binary.AppendVarint(key, int64(c.TTL))
 	key = AppendField(key, c.Request.Claims)
 	key = AppendField(key, c.DocumentClaims)
+	if c.AppProvided {
+		key = binary.AppendUvarint(key, math.MaxUint64) // no number of permissions
+	}
 	key = binary.AppendUvarint(key, uint64(len(c.Permissions)))
 	for _, permission := range c.Permissions {
 		key = AppendField(key, permission)

@@ -62,6 +62,7 @@ func TestKeysDifferWithAnyField(t *testing.T) {
 	change("vary_by of another name", func(a *Claims) { a.VaryBy = []string{"{http.vars.y}", "1"} })
 	change("no vary_by", func(a *Claims) { a.VaryBy = nil })
 	change("more vary_by", func(a *Claims) { a.VaryBy = append(a.VaryBy, "{http.vars.y}", "") })
+	change("no document", func(a *Claims) { a.AppProvided = true })
 	seen := make(map[string]string)
 	for name, a := range all {
 		key := keyOf(a)
@@ -80,7 +81,7 @@ func TestKeysDifferWithAnyField(t *testing.T) {
 
 // Every field is in the key, or listed here as no part of it.
 func TestKeyForgetsNoField(t *testing.T) {
-	covered := []string{"Request", "VaryBy", "DocumentID", "Permissions", "UserID", "Claims", "DocumentClaims", "TTL"}
+	covered := []string{"Request", "VaryBy", "DocumentID", "Permissions", "UserID", "Claims", "DocumentClaims", "TTL", "AppProvided"}
 	notInKey := []string{"MinRemaining", "emptyGuard", "staticKey"}
 	var fields []string
 	for _, typ := range []reflect.Type{reflect.TypeFor[Claims](), reflect.TypeFor[dws.Request]()} {
@@ -138,7 +139,7 @@ func TestKeysAreEqualOnlyForEqualClaims(t *testing.T) {
 		var a Claims
 		// Few fields at a time, so that equal ones come up.
 		for range 1 + random.IntN(3) {
-			switch random.IntN(7) {
+			switch random.IntN(8) {
 			case 0:
 				a.DocumentID = text()
 			case 1:
@@ -151,12 +152,14 @@ func TestKeysAreEqualOnlyForEqualClaims(t *testing.T) {
 				a.DocumentClaims = text()
 			case 5:
 				a.VaryBy = list()
+			case 7:
+				a.AppProvided = random.IntN(2) == 0
 			case 6:
 				a.TTL = time.Duration(random.IntN(3))
 			}
 		}
 		key := keyOf(a)
-		what := fmt.Sprintf("%q %q %q %q %q %q %d", a.DocumentID, a.UserID, a.Permissions, a.Request.Claims, a.DocumentClaims, a.VaryBy, a.TTL)
+		what := fmt.Sprintf("%t %q %q %q %q %q %q %d", a.AppProvided, a.DocumentID, a.UserID, a.Permissions, a.Request.Claims, a.DocumentClaims, a.VaryBy, a.TTL)
 		if other, ok := all[key]; ok && other != what {
 			t.Fatalf("%s and %s have the same key", other, what)
 		}

@@ -22,6 +22,7 @@ type Options struct {
 	Shared                 bool // everybody may get the same token
 	Claims, DocumentClaims map[string]json.RawMessage
 	TTL, MinRemaining      time.Duration
+	AppProvided            bool // there is no document, and so no permissions
 }
 
 // Template is the compiled form of Options.
@@ -44,7 +45,7 @@ func NewTemplate(o Options) (*Template, error) {
 		userID:      o.UserID,
 		varyBy:      o.VaryBy,
 		guarded:     o.UserID == "" && !o.Shared,
-		Static:      Claims{Request: dws.Request{TTL: o.TTL}, MinRemaining: o.MinRemaining},
+		Static:      Claims{Request: dws.Request{TTL: o.TTL, AppProvided: o.AppProvided}, MinRemaining: o.MinRemaining},
 	}
 	var err error
 	if t.claims, err = newSet(o.Claims); err != nil {

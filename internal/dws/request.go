@@ -16,7 +16,7 @@ import (
 // Request is a session request: what the API is asked for.
 type Request struct {
 	DocumentID  string
-	Permissions []string // sorted, without repeats, never empty
+	Permissions []string // sorted, without repeats, never empty but for AppProvided
 	UserID      string   // empty: no user_id is sent
 
 	// Claims and DocumentClaims hold further members of a JSON object, each
@@ -24,6 +24,11 @@ type Request struct {
 	Claims, DocumentClaims string
 
 	TTL time.Duration
+
+	// AppProvided asks for a session for documents that the page itself passes to
+	// the viewer. It has no document, and so neither permissions nor
+	// DocumentClaims.
+	AppProvided bool
 }
 
 // Form is how a request names the permissions. The API's guides say
@@ -48,14 +53,18 @@ func (f Form) Members() []string {
 // Body returns the request body.
 func (r *Request) Body(exp int64, form Form) []byte {
 	var b bytes.Buffer
-	b.WriteString(`{"allowed_documents":[{"document_id":`)
-	WriteJSON(&b, r.DocumentID)
-	for _, name := range form.Members() {
-		fmt.Fprintf(&b, `,%q:`, name)
-		WriteJSON(&b, r.Permissions)
+	b.WriteByte('{')
+	if !r.AppProvided {
+		b.WriteString(`"allowed_documents":[{"document_id":`)
+		WriteJSON(&b, r.DocumentID)
+		for _, name := range form.Members() {
+			fmt.Fprintf(&b, `,%q:`, name)
+			WriteJSON(&b, r.Permissions)
+		}
+		b.WriteString(r.DocumentClaims)
+		b.WriteString("}],")
 	}
-	b.WriteString(r.DocumentClaims)
-	fmt.Fprintf(&b, `}],"exp":%d`, exp)
+	fmt.Fprintf(&b, `"exp":%d`, exp)
 	if r.UserID != "" {
 		b.WriteString(`,"user_id":`)
 		WriteJSON(&b, r.UserID)
@@ -73,9 +82,10 @@ func WriteJSON(b *bytes.Buffer, value any) {
 	b.Truncate(b.Len() - 1) // the encoder's newline
 }
 
-// Documented reports whether the API's guides name all of the permissions.
+// Documented reports whether there is a documented form of the request: the API's
+// guides name all of the permissions, and there are some.
 func (r *Request) Documented() bool {
-	return !slices.ContainsFunc(r.Permissions, func(name string) bool { return !slices.Contains(KnownPermissions, name) })
+	return !r.AppProvided && !slices.ContainsFunc(r.Permissions, func(name string) bool { return !slices.Contains(KnownPermissions, name) })
 }
 
 // MayFallBack reports whether to ask once more in the documented form: the API

@@ -31,6 +31,12 @@ func TestBody(t *testing.T) {
 			`{"allowed_documents":[{"document_id":"d","document_permissions":["read"],"permissions":["read"],"collaboration_permissions":["annotations:view:all"]}],"exp":1,"user_id":"ann","team":"blue","floor":3}`,
 		},
 		{
+			Request{AppProvided: true, UserID: "ann", Claims: `,"team":"blue"`, TTL: time.Hour},
+			1,
+			`{"exp":1,"user_id":"ann","team":"blue"}`,
+		},
+		{Request{AppProvided: true}, 1, `{"exp":1}`},
+		{
 			Request{DocumentID: "a\"b\\c\nd</e>&\u2028é", Permissions: []string{`"`}, UserID: "\x00\x7f'"},
 			1,
 			`{"allowed_documents":[{"document_id":"a\"b\\c\nd</e>&\u2028é","document_permissions":["\""],"permissions":["\""]}],"exp":1,"user_id":"\u0000` + "\x7f" + `'"}`,

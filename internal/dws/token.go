@@ -56,7 +56,7 @@ func ReadToken(jwt string, r *Request, askedExp int64, now time.Time) (facts Fac
 	if _, err := DecodeJSON(payload); err != nil {
 		return facts, errors.New("the token's payload has a member twice") // of which the API may read the other
 	}
-	entries, otherDocument, err := documentEntries(claims, r.DocumentID)
+	entries, otherDocument, err := documentEntries(claims, r)
 	if err != nil {
 		return facts, err
 	}
@@ -70,6 +70,9 @@ func ReadToken(jwt string, r *Request, askedExp int64, now time.Time) (facts Fac
 	}
 	if err := facts.readExp(claims["exp"], askedExp, now); err != nil {
 		return facts, err
+	}
+	if r.AppProvided {
+		return facts, nil // no permissions have been asked for
 	}
 	return facts, facts.Grant.check(r.Permissions)
 }
@@ -104,11 +107,15 @@ func (e *expiredTokenError) Error() string {
 // proxy between here and the API that mixes up its answers must not hand one
 // user's token to another. What the token does not say is not held against it;
 // what it says in a form that is not known is. The API may fold an id's case;
-// otherCase reports that.
-func documentEntries(claims map[string]json.RawMessage, documentID string) (entries []map[string]json.RawMessage, otherCase bool, err error) {
+// otherCase reports that. A token that was asked for without a document must not
+// have one.
+func documentEntries(claims map[string]json.RawMessage, r *Request) (entries []map[string]json.RawMessage, otherCase bool, err error) {
 	var list []json.RawMessage
 	if raw := claims["allowed_documents"]; stated(raw) && json.Unmarshal(raw, &list) != nil {
 		return nil, false, errors.New("the token's allowed_documents is not a list")
+	}
+	if r.AppProvided && (len(list) > 0 || stated(claims["document_id"])) {
+		return nil, false, errors.New("the token names a document, although none was asked for")
 	}
 	entries = make([]map[string]json.RawMessage, len(list), len(list)+1)
 	for i, raw := range list {
@@ -125,10 +132,10 @@ func documentEntries(claims map[string]json.RawMessage, documentID string) (entr
 		if json.Unmarshal(raw, &id) != nil {
 			return nil, false, errors.New("the token's document_id is not a string")
 		}
-		if !strings.EqualFold(id, documentID) {
+		if !strings.EqualFold(id, r.DocumentID) {
 			return nil, false, errors.New("the token is for another document than the one asked for")
 		}
-		otherCase = otherCase || id != documentID
+		otherCase = otherCase || id != r.DocumentID
 	}
 	return entries, otherCase, nil
 }

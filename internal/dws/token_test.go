@@ -223,6 +223,36 @@ func TestReadTokenForSomebodyElse(t *testing.T) {
 	}
 }
 
+// A token that was asked for without a document has none. What else it says is
+// looked at as ever, but for permissions, since none were asked for.
+func TestReadTokenOfAppProvided(t *testing.T) {
+	const document = "the token names a document, although none was asked for"
+	for payload, want := range map[string]string{
+		`{}`: "",
+		`{"user_id": "ann", "permissions": ["write", "download"]}`: "",
+		`{"allowed_documents": [], "document_id": null}`:           "",
+		`{"allowed_documents": null}`:                              "",
+		`{"allowed_documents": [{"document_id": "doc"}]}`:          document,
+		`{"allowed_documents": [{"document_id": ""}]}`:             document,
+		`{"allowed_documents": [{}]}`:                              document,
+		`{"allowed_documents": ["*"]}`:                             document,
+		`{"document_id": "doc"}`:                                   document,
+		`{"document_id": ""}`:                                      document,
+		`{"document_id": 5}`:                                       document,
+		`{"allowed_documents": "*"}`:                               "the token's allowed_documents is not a list",
+		`{"user_id": "bob"}`:                                       "the token is for another user than the one asked for",
+	} {
+		_, err := ReadToken(dwstest.JWTWithPayload(payload), &Request{AppProvided: true, UserID: "ann"}, 1_800_003_600, testNow)
+		got := ""
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%s: got %q, want %q", payload, got, want)
+		}
+	}
+}
+
 // Two users may differ in case alone, and two documents. A token that names the
 // other spelling is good for the request that it was minted for, and for no one
 // else's.

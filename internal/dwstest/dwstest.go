@@ -78,7 +78,10 @@ func (a *API) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := json.Unmarshal(sent, &body); err != nil {
 		return nil, err
 	}
-	asked := Request{r.Context(), r.Header.Get("Authorization"), body.AllowedDocuments[0].DocumentID, body.UserID, body.Exp, string(sent)}
+	asked := Request{Context: r.Context(), Key: r.Header.Get("Authorization"), User: body.UserID, Exp: body.Exp, Body: string(sent)}
+	if len(body.AllowedDocuments) > 0 {
+		asked.Document = body.AllowedDocuments[0].DocumentID
+	}
 	a.mu.Lock()
 	a.Asked = append(a.Asked, asked)
 	serial, answer, delay := len(a.Asked), a.Answer, a.Delay
