@@ -117,9 +117,10 @@ func New(opts Options) *Emulator {
 // after a config reload there are still requests in it, but it never waits again.
 func (e *Emulator) Close() { e.close() }
 
-// ServeHTTP answers POST /viewer/sessions, POST /i/d/{document_id}/auth, GET
-// /emulator/nutrient-viewer.js (which stands in for the Web SDK) and the control
-// endpoints under /emulator/. Anything else is a 404.
+// ServeHTTP answers POST /viewer/sessions; the Web SDK's first calls, POST
+// /i/d/{document_id}/auth and, for documents that the page brings, POST
+// /i/viewer/standalone/auth; GET /emulator/nutrient-viewer.js (which stands in for
+// the Web SDK) and the control endpoints under /emulator/. Anything else is a 404.
 func (e *Emulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !e.opts.AllowRemote && !local(r) {
 		http.Error(w, "dws_emulator is for development: it answers only loopback clients that "+
@@ -130,6 +131,8 @@ func (e *Emulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		e.serveSessions(w, r)
 	} else if id, ok := authDocument(r.URL); ok {
 		e.serveAuth(w, r, id)
+	} else if r.URL.Path == "/i/viewer/standalone/auth" {
+		e.serveStandaloneAuth(w, r)
 	} else if r.URL.Path == "/emulator/nutrient-viewer.js" {
 		serveSDK(w, r)
 	} else if strings.HasPrefix(r.URL.Path, "/emulator/") {

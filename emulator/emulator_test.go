@@ -161,6 +161,51 @@ func TestAuth(t *testing.T) {
 	}
 }
 
+// A session for documents that the page brings opens none that is stored, and no other token than the emulator's is good.
+func TestStandaloneAuth(t *testing.T) {
+	e := New(Options{})
+	own := mint(t, e, `{"user_id":"ann"}`)
+	claims := payload(t, own)
+	if _, ok := claims["allowed_documents"]; ok || claims["user_id"] != "ann" || claims["server_url"] == nil {
+		t.Errorf("claims %v", claims)
+	}
+	if rec := authenticate(e, "doc1", own); rec.Code != http.StatusForbidden {
+		t.Errorf("it opens doc1: %d", rec.Code)
+	}
+	for _, tc := range []struct {
+		name, authorization string
+		status              int
+	}{
+		{"good", "Bearer " + own, 200},
+		{"none", "", 401},
+		{"another scheme", "Basic " + own, 401},
+		{"no scheme", "Token", 401},
+		{"changed", "Bearer " + own[:len(own)-4], 401},
+		{"from another emulator", "Bearer " + mint(t, New(Options{}), `{}`), 401},
+	} {
+		e.Reset()
+		r := request("POST", "/i/viewer/standalone/auth", "{}")
+		r.Header.Set("Authorization", tc.authorization)
+		rec, _ := serve(e, r)
+		s := e.Stats()
+		if rec.Code != tc.status || (s.Auths == 1) != (tc.status == 200) || (s.AuthsRefused == 1) != (tc.status != 200) {
+			t.Errorf("%s: %d, %+v", tc.name, rec.Code, s)
+		}
+		if tc.status == 200 && !strings.Contains(rec.Body.String(), `"wasmAuthToken":"`) {
+			t.Errorf("%s: %s", tc.name, rec.Body)
+		}
+	}
+	if rec, _ := serve(e, request("GET", "/i/viewer/standalone/auth", "")); rec.Code != 405 {
+		t.Errorf("GET: %d", rec.Code)
+	}
+	preflight := request("OPTIONS", "/i/viewer/standalone/auth", "")
+	preflight.Header.Set("Origin", "http://localhost:8080")
+	rec, _ := serve(e, preflight)
+	if h := rec.Header(); rec.Code != 204 || h.Get("Access-Control-Allow-Origin") != "http://localhost:8080" || !strings.Contains(h.Get("Access-Control-Allow-Headers"), "authorization") {
+		t.Errorf("preflight: %d %v", rec.Code, h)
+	}
+}
+
 func TestAuthAfterExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := New(Options{MaxTTL: time.Minute})
@@ -291,7 +336,7 @@ func TestCountsUnderConcurrency(t *testing.T) {
 		done.Go(func() {
 			body := fmt.Sprintf(`{"allowed_documents":[{"document_id":"doc%d"}]}`, i%5)
 			if i >= 40 {
-				body = `{}`
+				body = `{"allowed_documents":[]}`
 			}
 			r, _ := http.NewRequest("POST", server.URL+"/viewer/sessions", strings.NewReader(body))
 			r.Header = request("POST", "/", "").Header

@@ -171,7 +171,8 @@ var everything = []string{"read", "write", "download"}
 // grant has each document's entry state what it permits, in the one member that
 // is read, in place of what was asked for.
 func (e *Emulator) grant(claims map[string]any, f Fault) {
-	for _, v := range claims["allowed_documents"].([]any) { // which has been judged
+	documents, _ := claims["allowed_documents"].([]any) // which have been judged
+	for _, v := range documents {
 		document := v.(map[string]any)
 		granted, ok := document[e.opts.PermissionsMember]
 		if !ok || f.Mode == "grant_all" {
@@ -211,7 +212,8 @@ func (e *Emulator) judge(claims map[string]any, now time.Time) (exp int64, statu
 
 	refuseUnknown(claims, "", "$")
 	documents, _ := claims["allowed_documents"].([]any)
-	if len(documents) == 0 {
+	// Without the member the session is for documents that the page brings.
+	if _, ok := claims["allowed_documents"]; ok && len(documents) == 0 {
 		refuse("allowed_documents", "has to be a non-empty array of objects")
 	}
 	for i, v := range documents {

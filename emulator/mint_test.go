@@ -130,7 +130,6 @@ func TestMintRefusals(t *testing.T) {
 		{"null", `null`, 400, ""},
 		{"invalid UTF-8", document("\"document_id\":\"\xff\""), 400, ""},
 		{"over 64 KiB", testBody + strings.Repeat(" ", maxBody), 400, ""},
-		{"no documents", `{}`, 400, "$.allowed_documents"},
 		{"documents empty", `{"allowed_documents":[]}`, 400, "$.allowed_documents"},
 		{"documents null", `{"allowed_documents":null}`, 400, "$.allowed_documents"},
 		{"documents an object", `{"allowed_documents":{"document_id":"doc1"}}`, 400, "$.allowed_documents"},

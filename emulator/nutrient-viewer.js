@@ -1,6 +1,7 @@
 // Stands in for the Nutrient Web SDK as far as a session token goes: it signs in with the token as the SDK does, refuses
 // the first load if the token is refused, asks for another one through onAuthFailed later, and waits for it for 30
-// seconds. It shows no document, but what the token says. Served at /emulator/nutrient-viewer.js by dws_emulator.
+// seconds. With a document of the page's own, it uses the token once, when it loads. It shows no document, but what the token
+// says. Served at /emulator/nutrient-viewer.js by dws_emulator.
 (() => {
 	"use strict";
 
@@ -41,6 +42,25 @@
 		return { id, claims, ...(await response.json()) };
 	}
 
+	// For documents that the page brings: the session permits the SDK to open one. The SDK knows the address of its service; the
+	// stand-in's is in its tokens.
+	async function authorize(jwt, { document: source, hostedBaseUrl }) {
+		const claims = decode(jwt);
+		const response = await fetch(`${hostedBaseUrl ?? claims.server_url}i/viewer/standalone/auth`, {
+			method: "POST",
+			headers: { Accept: "application/json", Authorization: `Bearer ${jwt}`, "Content-Type": "application/json", "PSPDFKit-Platform": "web", "PSPDFKit-Version": "stand-in" },
+			body: "{}",
+		});
+		if (!response.ok) {
+			throw new NutrientViewerError(`DWS Viewer API authorization failed: ${(await response.json()).details}`);
+		}
+		const bytes = typeof source === "string" ? await (await fetch(source)).arrayBuffer() : source;
+		if (new TextDecoder("latin1").decode(bytes.slice(0, 5)) !== "%PDF-") {
+			throw new NutrientViewerError("document is no PDF");
+		}
+		return { claims, bytes: bytes.byteLength };
+	}
+
 	class Instance {
 		#session;
 		#configuration;
@@ -58,12 +78,17 @@
 
 		show(signedIn) {
 			const left = Math.round(signedIn.claims.exp - Date.now() / 1000);
-			this.#view.textContent = `Document ${signedIn.id} (${signedIn.permissions.join(", ")})${
+			const what = signedIn.bytes ? `The page's own document, ${signedIn.bytes} bytes` : `Document ${signedIn.id} (${signedIn.permissions.join(", ")})`;
+			this.#view.textContent = `${what}${
 				signedIn.claims.user_id ? ` for ${signedIn.claims.user_id}` : ""
 			}, session good for ${left} s. This stands in for the Nutrient Web SDK.`;
 		}
 
 		setSession(session) {
+			if (this.#configuration.document) {
+				console.warn("`setSession` is only supported in server-backed mode.");
+				return;
+			}
 			if (typeof session !== "string") {
 				throw new NutrientViewerError("setSession takes a JSON Web Token");
 			}
@@ -73,6 +98,9 @@
 
 		// What the SDK does whenever somebody turns a page: a call that the server refuses once the session has expired.
 		async request() {
+			if (this.#configuration.document) {
+				return; // it is all in the page
+			}
 			let signedIn;
 			try {
 				signedIn = await signIn(this.#session);
@@ -132,7 +160,7 @@
 			}
 			instances.set(element, undefined);
 			try {
-				const signedIn = await signIn(session);
+				const signedIn = await (configuration.document ? authorize(session, configuration) : signIn(session));
 				const instance = new Instance(configuration, element);
 				instance.show(signedIn);
 				instances.set(element, instance);

@@ -89,8 +89,8 @@ func (e *Emulator) verify(token string) (s session, refusal string) {
 	return s, ""
 }
 
-// serveAuth is the Web SDK's first call with a token.
-func (e *Emulator) serveAuth(w http.ResponseWriter, r *http.Request, document string) {
+// allowOrigins lets the page call from its own origin, and answers what is no POST.
+func allowOrigins(w http.ResponseWriter, r *http.Request, headers string) (done bool) {
 	// The page is usually another origin than the API, and the SDK sends
 	// credentials: a wildcard would not be accepted by the browser.
 	w.Header().Add("Vary", "Origin")
@@ -101,16 +101,38 @@ func (e *Emulator) serveAuth(w http.ResponseWriter, r *http.Request, document st
 	switch r.Method {
 	case http.MethodOptions:
 		w.Header().Set("Access-Control-Allow-Methods", http.MethodPost)
-		w.Header().Set("Access-Control-Allow-Headers",
-			"content-type, pspdfkit-platform, pspdfkit-version, x-pspdfkit-token, x-pspdfkit-image-token")
+		w.Header().Set("Access-Control-Allow-Headers", headers)
 		w.WriteHeader(http.StatusNoContent)
-		return
+		return true
 	case http.MethodPost:
+		return false
 	default:
 		methodNotAllowed("POST, OPTIONS").write(w)
+		return true
+	}
+}
+
+// serveStandaloneAuth is the Web SDK's first, and only, call with a token for a
+// document that the page brings.
+func (e *Emulator) serveStandaloneAuth(w http.ResponseWriter, r *http.Request) {
+	if allowOrigins(w, r, "authorization, content-type, pspdfkit-platform, pspdfkit-version") {
 		return
 	}
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if _, refusal := e.verify(token); refusal != "" {
+		e.update(func(s *Stats) { s.AuthsRefused++ })
+		apiError(http.StatusUnauthorized, refusal).write(w)
+		return
+	}
+	e.update(func(s *Stats) { s.Auths++ })
+	jsonAnswer(http.StatusOK, map[string]string{"wasmAuthToken": rand.Text(), "tenantId": "01ARZ3NDEKTSV4RRFFQ69G5FAV"}).write(w)
+}
 
+// serveAuth is the Web SDK's first call with a token.
+func (e *Emulator) serveAuth(w http.ResponseWriter, r *http.Request, document string) {
+	if allowOrigins(w, r, "content-type, pspdfkit-platform, pspdfkit-version, x-pspdfkit-token, x-pspdfkit-image-token") {
+		return
+	}
 	permissions, refusal := e.authorize(http.MaxBytesReader(w, r.Body, maxBody), document)
 	if refusal != "" {
 		e.update(func(s *Stats) { s.AuthsRefused++ })
