@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -94,7 +95,7 @@ func TestBrowserRetriesTheFirstLoad(t *testing.T) {
 		t.Errorf("%s loads", got)
 	}
 	p.must(`NutrientViewer.load = load`)
-	p.wantError(`await open_({}, { container: "#nowhere" })`, "ViewerSessionError/load: The document cannot be opened. (the container #nowhere is not in the page)")
+	p.wantError(`await open_({}, { container: "#nowhere" })`, "ViewerSessionError/load: The document cannot be opened. (there is no #nowhere in the page)")
 }
 
 // While a laptop sleeps, timers stand still and the token expires.
@@ -398,7 +399,7 @@ func TestBrowserErrorsAreReadable(t *testing.T) {
 		`undefined`: "undefined", `null`: "null", `""`: "",
 	} {
 		p.wantError(`await open_({ sessionUrl: `+address+` })`,
-			"ViewerSessionError/address: The document cannot be opened. (sessionUrl has to be on the page's own origin: "+shown+")")
+			"ViewerSessionError/address: The document cannot be opened. (sessionUrl is not of this origin: "+shown+")")
 	}
 	if app.fetches() != before {
 		t.Error("something was fetched without an address")
@@ -621,16 +622,8 @@ func TestRealSDK(t *testing.T) {
 	}
 	p, app := newPage(t, 0)
 	app.answer(yes)
-	files := httptest.NewServer(http.FileServer(http.Dir(filepath.Dir(sdk))))
-	defer files.Close()
-	p.must(`delete window.NutrientViewer; await new Promise((resolve, reject) => {
-		const script = document.createElement("script");
-		script.src = "` + files.URL + "/" + filepath.Base(sdk) + `";
-		script.onload = resolve;
-		script.onerror = reject;
-		document.head.append(script);
-	});
-	window.sent = [];
+	p.loadSDK(sdk)
+	p.must(`window.sent = [];
 	window.realFetch = fetch;
 	window.fetch = (url, init) => { if (String(url).endsWith("/auth")) sent.push(init.body); return realFetch(url, init) };`)
 	token, _ := p.s.session("/documents/doc/session")
@@ -666,5 +659,55 @@ func TestRealSDK(t *testing.T) {
 		const error = await loadViewer(SDK, { container: "#viewer", instant: false }, { session: "` + token + `", sessionUrl }).then(() => undefined, (e) => e);
 		return [asked > 0, performance.now() - since < 5000, error?.code, rejected].join()`); got != "true,true,refused,Auth refresh failed: You may not open this document." {
 		t.Errorf("asked, in time, the error, the SDK's error: %s", got)
+	}
+}
+
+// loadSDK puts the real SDK into the page in place of its stand-in.
+func (p *tab) loadSDK(sdk string) {
+	p.s.t.Helper()
+	folder := http.FileServer(http.Dir(filepath.Dir(sdk)))
+	files := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Access-Control-Allow-Origin", "*") // WebAssembly is fetched
+		folder.ServeHTTP(w, r)
+	}))
+	p.s.t.Cleanup(files.Close)
+	p.must(`delete window.NutrientViewer; await new Promise((resolve, reject) => {
+		const script = document.createElement("script");
+		script.src = "` + files.URL + "/" + filepath.Base(sdk) + `";
+		script.onload = resolve;
+		script.onerror = reject;
+		document.head.append(script);
+	})`)
+}
+
+// With a document of the page's own, the SDK shows its token once, when it loads.
+func TestRealSDKWithAnOwnDocument(t *testing.T) {
+	sdk := os.Getenv("VIEWER_SESSION_SDK")
+	if sdk == "" {
+		t.Log("VIEWER_SESSION_SDK is not set: TestExamples has the stand-in of the SDK, the SDK itself is not tested")
+		return
+	}
+	pdf, err := os.ReadFile("../examples/own-documents/site/plan.pdf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _ := newPage(t, 0)
+	p.loadSDK(sdk)
+	token, _ := p.s.session("/editor/session")
+	// It is shown as a Bearer token. The stand-in cannot license the SDK, which
+	// says so, and is given another token once.
+	got := p.must(`
+		const shown = [];
+		const realFetch = fetch;
+		window.fetch = (url, init) => {
+			if (String(url).startsWith("` + p.s.api.url + `/")) shown.push([init.method, new URL(url).pathname, new Headers(init.headers).get("Authorization")].join(" "));
+			return realFetch(url, init);
+		};
+		document.querySelector("#viewer").style.height = "400px";
+		const own = Uint8Array.from(atob("` + base64.StdEncoding.EncodeToString(pdf) + `"), (c) => c.charCodeAt(0)).buffer;
+		const error = await loadViewer(NutrientViewer, { container: "#viewer", document: own, hostedBaseUrl: "` + p.s.api.url + `/" }, { sessionUrl: "/editor/session" }).catch((e) => e);
+		return [shown.length, shown[0] === "POST /i/viewer/standalone/auth Bearer ` + token + `", shown[0] === shown[1], error.code].join()`)
+	if got != "2,true,false,load" {
+		t.Errorf("how often a token was shown, the gateway's, again, and the error: %s", got)
 	}
 }

@@ -114,6 +114,12 @@ func runDocs(t *testing.T, name, text string) {
 		s.get("/documents/doc1", 404)
 		s.wantMints(0)
 		return
+	case strings.Contains(text, "app_provided"):
+		page := s.token("/editor")
+		s.app.setAnswer("HTTP/1.1 204 No Content\n\n")
+		if jwt, _ := s.session("/editor/session"); jwt != page || claims(t, jwt)["user_id"] != "alice" || claims(t, jwt)["allowed_documents"] != nil {
+			t.Errorf("the page got %v, and the browser %v", claims(t, page), claims(t, jwt))
+		}
 	case strings.Contains(text, "header ?Cache-Control"):
 		resp, _ := s.fetch("GET", "/documents/doc1")
 		other, _ := s.fetch("GET", "/elsewhere")
@@ -168,7 +174,7 @@ func TestDocsOfExplain(t *testing.T) {
 	}
 }
 
-// explain knows what the examples do with twelve addresses.
+// explain knows what the examples do with thirteen addresses.
 func TestExplainExamples(t *testing.T) {
 	for _, test := range []struct {
 		example, url string
@@ -185,6 +191,7 @@ func TestExplainExamples(t *testing.T) {
 		{"server-rendered", "http://localhost:8080/documents/floor-plan/session", 0, "the browser, as JSON"},
 		{"single-page-app", "http://localhost:8080/api/documents/floor-plan/session", 0, "document    floor-plan"},
 		{"own-ids", "http://localhost:8080/contracts/7/session", 0, "document    {X-Viewer-Document}"},
+		{"own-documents", "http://localhost:8080/editor/session", 0, "document    the page's own"},
 		{"observability", "http://docs.example.com/documents/42", 2, "try https"},
 		{"fleet", "http://localhost:8080/documents/42", 0, "document    42"},
 	} {

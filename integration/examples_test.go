@@ -32,6 +32,7 @@ var examples = map[string]func(*testing.T, *stage, string){
 	"server-rendered":    serverRendered,
 	"single-page-app":    singlePageApp,
 	"own-ids":            ownIDs,
+	"own-documents":      ownDocuments,
 	"observability":      observability,
 }
 

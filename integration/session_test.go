@@ -22,6 +22,11 @@ const sessionSite = `GATEWAY {
 		document_path /documents/:id {
 			session_path /documents/:id/session
 		}
+		document_path /editor {
+			app_provided
+			session_path /editor/session
+			shared
+		}
 	}
 	reverse_proxy APP {
 		flush_interval -1

@@ -128,7 +128,8 @@ export declare function fetchSession(sessionUrl: string | URL, { rejected, signa
 export declare function supplySessions({ sessionUrl, session, signal, onSession, onError }: SupplyOptions): Promise<Supply>;
 /**
  * Loads a viewer and keeps it supplied with tokens: fetches one, loads the viewer, once more with another token if the
- * first is refused, answers the SDK's onAuthFailed, and renews well ahead of the end.
+ * first is refused, answers the SDK's onAuthFailed, and renews well ahead of the end. With a `document` of the page's own, the
+ * SDK uses the token once, so nothing is renewed after that.
  *
  * @template {Viewer} V
  * @param {V} NutrientViewer The SDK.

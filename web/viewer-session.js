@@ -391,7 +391,8 @@ const open = new WeakMap();
 
 /**
  * Loads a viewer and keeps it supplied with tokens: fetches one, loads the viewer, once more with another token if the
- * first is refused, answers the SDK's onAuthFailed, and renews well ahead of the end.
+ * first is refused, answers the SDK's onAuthFailed, and renews well ahead of the end. With a `document` of the page's own, the
+ * SDK uses the token once, so nothing is renewed after that.
  *
  * @template {Viewer} V
  * @param {V} NutrientViewer The SDK.
@@ -401,10 +402,10 @@ const open = new WeakMap();
  * @throws {ViewerSessionError} if there is no token or the viewer does not load, or the signal's reason.
  */
 export async function loadViewer(NutrientViewer, configuration, { signal, onSession, ...options }) {
-	const { container } = /** @type {{ container?: any }} */ (configuration);
+	const { container, document: own } = /** @type {{ container?: any, document?: any }} */ (configuration);
 	const place = typeof container === "string" ? document.querySelector(container) : container ?? {};
 	if (!place) {
-		throw new ViewerSessionError("load", `the container ${container} is not in the page`);
+		throw new ViewerSessionError("load", `there is no ${container} in the page`);
 	}
 	const end = follow(signal); // of everything that belongs to this viewer
 	const ended = end.signal;
@@ -442,7 +443,7 @@ export async function loadViewer(NutrientViewer, configuration, { signal, onSess
 			}
 			instance = /** @type {Awaited<ReturnType<V["load"]>>} */ (loaded);
 			open.set(place, unload);
-			if (jwt !== supply.jwt) {
+			if (jwt !== supply.jwt && !own) {
 				loaded.setSession(supply.jwt); // the SDK has asked for it while it was loading
 			}
 			return instance;
@@ -486,6 +487,9 @@ export async function loadViewer(NutrientViewer, configuration, { signal, onSess
 			viewer = await load();
 		}
 		ended.throwIfAborted();
+		if (own) {
+			supply.stop(); // the SDK has used the token, and takes no other
+		}
 	} catch (error) {
 		unload();
 		signal?.throwIfAborted();
@@ -512,7 +516,7 @@ function resolve(sessionUrl) {
 	}
 	// A frame with srcdoc has its parent's origin, which its location does not say.
 	if (!url || url.origin !== self.origin) {
-		throw new ViewerSessionError("address", `sessionUrl has to be on the page's own origin: ${sessionUrl}`);
+		throw new ViewerSessionError("address", `sessionUrl is not of this origin: ${sessionUrl}`);
 	}
 	url.hash = "";
 	return url;
