@@ -112,7 +112,11 @@ func newRouter(configs []Route, scriptPath, documentID, idFormat string, options
 // check refuses what can never have an effect.
 func (rt *router) check(documentID string) error {
 	defaultIDUsed := false
-	var always []*pattern.Pattern // that match whatever the id is
+	type covering struct {
+		*pattern.Pattern
+		session bool
+	}
+	var always []covering // match whatever the id is
 	seen := make(map[string]*route)
 	for _, r := range rt.routes {
 		defaultIDUsed = defaultIDUsed || documentID != "" && r.documentID == documentID
@@ -124,16 +128,16 @@ func (rt *router) check(documentID string) error {
 			}
 			seen[path] = r
 			for _, first := range always {
-				if !first.Covers(p) {
-					continue
-				}
-				if !seen[strings.ToLower(strings.TrimSuffix(first.String(), "/"))].session {
+				switch {
+				case !first.Covers(p):
+				case first.session:
+					return fmt.Errorf("pattern %q never matches: session paths come first, and %q matches the same; make that one narrower", p, first)
+				default:
 					return fmt.Errorf("pattern %q never matches: %q comes first and matches the same; make that one narrower", p, first)
 				}
-				return fmt.Errorf("pattern %q never matches: session paths come first, and %q matches the same; make that one narrower", p, first)
 			}
 			if r.session && r.documentID == "" || r.appProvided {
-				always = append(always, p)
+				always = append(always, covering{p, r.session})
 			}
 		}
 	}
