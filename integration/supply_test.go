@@ -231,6 +231,46 @@ func TestSupplyInAnErrorStorm(t *testing.T) {
 	}
 }
 
+// A page that is opened while the app restarts, or the API stumbles, opens a
+// moment later. One that cannot be opened says so before its user gives up, once.
+func TestSupplyTriesToBegin(t *testing.T) {
+	for name, test := range map[string]struct{ reply, want string }{
+		"well at once":           {`reply = gateway`, "opened, calls 1, seconds 0"},
+		"down for a moment":      {`const since = Date.now(); reply = () => (Date.now() - since < 800 ? new Response("", { status: 502 }) : gateway())`, "opened, calls 2, seconds 1"},
+		"unreachable at first":   {`reply = () => { reply = gateway; throw new TypeError("Failed to fetch") }`, "opened, calls 2, seconds 1"},
+		"asked to wait a little": {`reply = () => { reply = gateway; return new Response("", { status: 503, headers: { "Retry-After": "2" } }) }`, "opened, calls 2, seconds 2"},
+		"asked to wait for long": {`reply = () => new Response("", { status: 503, headers: { "Retry-After": "60" } })`, "unavailable, calls 1, seconds 0"},
+		"down":                   {`reply = () => new Response("", { status: 502 })`, "unavailable, calls 3, seconds 3"},
+		"a no":                   {`reply = () => new Response("", { status: 403 })`, "refused, calls 1, seconds 0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := inVirtualTime(t)
+			p.must(`Math.random = () => 0.5`)
+			if got := p.must(test.reply + `;
+				let done, seconds = 0;
+				start().then(() => (done = "opened"), (error) => (done = error.code));
+				for (await pass(0); !done && seconds < 60; seconds++) await pass(1000);
+				return done + ", calls " + calls.length + ", seconds " + seconds + told`); got != test.want {
+				t.Errorf("got %s, want %s", got, test.want)
+			}
+		})
+	}
+	// Nobody waits for a page that has been left.
+	p := inVirtualTime(t)
+	if got := p.must(`
+		reply = () => new Response("", { status: 502 });
+		const end = new AbortController();
+		const started = start({ signal: end.signal }).catch((error) => error.name);
+		await pass(100);
+		end.abort();
+		await pass(1000);
+		const name = await started;
+		await pass(60 * minutes);
+		return [name, calls.length, told].join()`); got != "AbortError,1," {
+		t.Errorf("the end, calls, told: %s", got)
+	}
+}
+
 // Whoever says that a token does not work gets another one, as soon as there is
 // one, or learns that there is none.
 func TestSupplyReplaces(t *testing.T) {

@@ -80,6 +80,9 @@ const FETCH_TIMEOUT = 20_000;
 /** How long to try when the SDK asks for a token, in ms. The SDK itself waits for 30 s. */
 const AUTH_TIMEOUT = 25_000;
 
+/** How long to try for the first token, in ms. Somebody is looking at an empty page. */
+const FIRST_TIMEOUT = 5_000;
+
 /** The longest that a timer runs, in ms: timers stand still while a laptop sleeps, so the clocks are looked at in between. */
 const LONGEST_TIMER = 30_000;
 
@@ -173,7 +176,7 @@ export async function fetchSession(sessionUrl, { rejected, signal } = {}) {
 		}
 	});
 	if (!found) {
-		throw new ViewerSessionError("login", `${url.pathname} redirects: to a login, or sessionUrl has to be where it leads`);
+		throw new ViewerSessionError("login", `${url.pathname} redirects: to a login, or sessionUrl must be where it leads`);
 	}
 	console.warn(`viewer session: sessionUrl should be ${other.pathname}`);
 	return found;
@@ -240,7 +243,7 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 			const { jwt, expiresIn } = await fetchSession(url, { rejected, signal: ended });
 			ended.throwIfAborted();
 			if (jwt === rejected || (jwt === current.jwt && expiresIn === current.expiresIn && since > 2000)) {
-				throw new ViewerSessionError("answer", `${url.pathname} gives an old answer: is there a cache or a service worker?`);
+				throw new ViewerSessionError("answer", `${url.pathname} gives an old answer: from a cache or service worker?`);
 			}
 			take(jwt, expiresIn);
 		} catch (error) {
@@ -305,8 +308,8 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 
 	/** @param {unknown} error */
 	function report(error) {
-		if (ended.aborted || !(error instanceof ViewerSessionError) || error.code === told) {
-			return;
+		if (ended.aborted || !current.jwt || !(error instanceof ViewerSessionError) || error.code === told) {
+			return; // without a first token it is thrown
 		}
 		told = error.code;
 		if (onError) {
@@ -360,7 +363,7 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 			await undefined; // React's strict mode gives up here, before anything is loaded
 			ended.throwIfAborted();
 		} else {
-			await renew();
+			await replace(FIRST_TIMEOUT);
 		}
 	} catch (error) {
 		stop();
@@ -583,7 +586,7 @@ async function ask(url, rejected, signal) {
 		// It is a page, most likely.
 	}
 	const code = status > 499 || status === 429 || status === 408 ? "unavailable" : status === 401 || /<input[^>]+type=.?password/i.test(body) ? "login" : ok ? "answer" : "refused";
-	const hint = code === "answer" ? ", but with no token: it has to be a session_path, and the app has to answer 204" : "";
+	const hint = code === "answer" ? ", but with no token: it must be a session_path, and the app must answer 204" : "";
 	throw new ViewerSessionError(code, `${path} answers ${status}${hint}`, status, retryAfter(response));
 }
 
