@@ -84,7 +84,7 @@ func TestAppProvided(t *testing.T) {
 	// Others do not share it.
 	_, bob := visit(h, next, "bob", "GET", "/editor")
 	_, annsDocument := visit(h, next, "ann", "GET", "/documents/editor")
-	if bob.token == first.token || bob.token == "" || annsDocument.token == first.token || annsDocument.err == nil && annsDocument.token == "" {
+	if bob.token == first.token || bob.token == "" || annsDocument.token == first.token || annsDocument.token == "" {
 		t.Errorf("shared: %v, %v", bob.err, annsDocument.err)
 	}
 	mints := api.Count()
@@ -102,6 +102,27 @@ func TestAppProvided(t *testing.T) {
 	}
 	if _, options := visit(h, next, "ann", "OPTIONS", "/editor"); options.token != "" {
 		t.Error("OPTIONS got a token")
+	}
+}
+
+// What the handler says of documents does not apply, even if it comes out empty.
+func TestAppProvidedBesideSettingsForDocuments(t *testing.T) {
+	api := new(dwstest.API)
+	h := newTestHandler(t, api, `viewer_session {
+		permissions {http.vars.permissions}
+		document_claim page {http.vars.page}
+		document_id {http.vars.document}
+		user_id {http.auth.user.id}
+		document_path /editor {
+			app_provided
+		}
+		document_path /view
+	}`)
+	if _, got := visit(h, new(app), "ann", "GET", "/editor"); got.err != nil || got.token == "" {
+		t.Fatal(got.err)
+	}
+	if got := api.Asked[0].Body; strings.Contains(got, "page") || strings.Contains(got, "permissions") || strings.Contains(got, "document") {
+		t.Errorf("asked for %s", got)
 	}
 }
 
@@ -286,6 +307,28 @@ func TestAppProvidedAndPurges(t *testing.T) {
 	h.pool.purge("")
 	if _, again := visit(h, new(app), "ann", "GET", "/editor"); again.token == first.token || again.token == "" {
 		t.Errorf("the purge of everything left it: %v", again.err)
+	}
+}
+
+// The account may not be allowed sessions without a document: those for documents
+// go on.
+func TestAppProvidedThatTheAPIRefuses(t *testing.T) {
+	api := &dwstest.API{Answer: func(r dwstest.Request) (*http.Response, error) {
+		if r.Document == "" {
+			return dwstest.Failing(403)(r)
+		}
+		return dwstest.Grant(dwstest.Token(1, r.Exp))
+	}}
+	h := newTestHandler(t, api, ownDocuments)
+	for i := range 10 {
+		_, got := visit(h, new(app), fmt.Sprint("user", i), "GET", "/editor")
+		wantStatus(t, got.err, 502, reasonKeyRefused)
+	}
+	if api.Count() > 5 {
+		t.Errorf("%d requests that were refused", api.Count())
+	}
+	if _, got := visit(h, new(app), "ann", "GET", "/documents/42"); got.err != nil {
+		t.Error(got.err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -122,10 +123,11 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 		if !known {
-			if meant, ok := likelyMeant[option]; ok {
+			if meant := likelyMeant(option, directiveOptions); meant != "" {
 				return d.Errf("unrecognized subdirective %q of viewer_session: did you mean %s?", option, meant)
 			}
-			return d.Errf("unrecognized subdirective %q of viewer_session; it takes document_path, document_id, session_path, document_id_format, script_path, permissions, user_id, vary_by, shared, claim, claim_json, document_claim, document_claim_json, ttl, min_remaining, trust_request_headers, request_header, request_cookie, allow_store, on_error, api_key, endpoint, insecure_endpoint, timeout, mint_rate, cache_size, store and transport", option)
+			last := len(directiveOptions) - 1
+			return d.Errf("unrecognized subdirective %q of viewer_session; it takes %s and %s", option, strings.Join(directiveOptions[:last], ", "), directiveOptions[last])
 		}
 	}
 	// Mistakes that only show in the whole are reported now, not when the config
@@ -137,22 +139,6 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.WrapErr(err)
 	}
 	return nil
-}
-
-// likelyMeant are names that people are likely to try first.
-var likelyMeant = map[string]string{
-	"path": "document_path", "paths": "document_path", "route": "document_path", "document": "document_path", "documents_path": "document_path",
-	"session": "session_path", "session_paths": "session_path", "session_url": "session_path", "token_path": "session_path",
-	"script": "script_path", "script_url": "script_path", "js": "script_path", "module_path": "script_path", "module": "script_path",
-	"app_provided": "app_provided in the block of a document_path",
-	"id":           "document_id", "id_format": "document_id_format",
-	"permission": "permissions", "document_permissions": "permissions",
-	"user": "user_id", "userid": "user_id",
-	"vary": "vary_by", "claims": "claim", "document_claims": "document_claim",
-	"expires": "ttl", "expiry": "ttl", "exp": "ttl", "lifetime": "ttl",
-	"header": "request_header", "cookie": "request_cookie", "header_name": "request_header", "cookie_name": "request_cookie",
-	"key": "api_key", "apikey": "api_key", "token": "api_key", "url": "endpoint", "api": "endpoint",
-	"rate_limit": "mint_rate", "rate": "mint_rate", "cache": "cache_size", "size": "cache_size",
 }
 
 // unmarshalRoute reads one document_path with its block.
@@ -186,6 +172,9 @@ func (h *Handler) unmarshalRoute(d *caddyfile.Dispenser) error {
 			return err
 		}
 		if !known {
+			if meant := likelyMeant(option, routeOptions); meant != "" && !slices.Contains(directiveOptions, option) {
+				return d.Errf("unrecognized subdirective %q of document_path: did you mean %s?", option, meant)
+			}
 			return d.Errf("unrecognized subdirective %q of document_path: it takes document_id, app_provided, session_path and what the API is asked for (permissions, user_id, ttl and the like); everything else belongs one level up", option)
 		}
 	}

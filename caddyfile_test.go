@@ -218,6 +218,7 @@ func TestRoutesKeepTheirOrderAndPatterns(t *testing.T) {
 		{"script path", "viewer_session {\n\tsession_path /token\n\tscript_path /viewer-session.js\n}", `{"routes": [{"session_paths": ["/token"]}], "script_path": "/viewer-session.js"}`},
 		{"pages that bring their own documents", `viewer_session {
 			permissions read write
+			document_id {http.vars.a}
 			document_claim page 3
 			user_id {http.auth.user.id}
 			document_path /editor /drafts/* {
@@ -227,7 +228,16 @@ func TestRoutesKeepTheirOrderAndPatterns(t *testing.T) {
 				session_path /editor/session
 			}
 			document_path /editor/:id
-		}`, `{"permissions": ["read", "write"], "document_claims": {"page": 3}, "user_id": "{http.auth.user.id}", "routes": [{"paths": ["/editor", "/drafts/*"], "session_paths": ["/editor/session"], "app_provided": true, "claims": {"team": "blue"}, "ttl": 1200000000000}, {"paths": ["/editor/:id"]}]}`},
+		}`, `{"permissions": ["read", "write"], "document_id": "{http.vars.a}", "document_claims": {"page": 3}, "user_id": "{http.auth.user.id}", "routes": [{"paths": ["/editor", "/drafts/*"], "session_paths": ["/editor/session"], "app_provided": true, "claims": {"team": "blue"}, "ttl": 1200000000000}, {"paths": ["/editor/:id"]}]}`},
+		{"paths that an id in front does not fit, or that come first", `viewer_session {
+			document_path /documents/new {
+				document_id {http.vars.a}
+			}
+			document_path /documents/:id /files/:id.pdf
+			document_path /documents/a.b /files/x /documents/* {
+				document_id {http.vars.b}
+			}
+		}`, `{"routes": [{"paths": ["/documents/new"], "document_id": "{http.vars.a}"}, {"paths": ["/documents/:id", "/files/:id.pdf"]}, {"paths": ["/documents/a.b", "/files/x", "/documents/*"], "document_id": "{http.vars.b}"}]}`},
 		{"session path alone", "viewer_session {\n\tsession_path /token\n}", `{"routes": [{"session_paths": ["/token"]}]}`},
 		{"session path of a document from elsewhere", `viewer_session {
 			document_path /view {

@@ -252,9 +252,12 @@ func (m *mintCommand) print(stdout, stderr io.Writer, r *probe.Report) error {
 		} else {
 			fmt.Fprintf(&b, "asked     %s (sent as %s)\n", strings.Join(r.Asked, " "), strings.Join(r.SentAs, " and "))
 		}
-		if len(r.Granted) == 0 {
+		switch {
+		case len(r.Granted) == 0 && len(r.Asked) == 0:
+			b.WriteString("granted   none are stated by the token\n")
+		case len(r.Granted) == 0:
 			b.WriteString("granted   not stated by the token\n")
-		} else {
+		default:
 			fmt.Fprintf(&b, "granted   %s (stated as %s)\n", strings.Join(r.Granted, " "), strings.Join(r.StatedAs, " and "))
 		}
 		b.WriteString("claims    ")

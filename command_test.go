@@ -235,7 +235,7 @@ func TestMintCommandAppProvided(t *testing.T) {
 	}))
 	defer server.Close()
 	stdout, stderr, err := runMint(t, "--app-provided", "--user", "ann", "--endpoint", server.URL, "--api-key-env", "TEST_KEY")
-	if err != nil || stderr != "" || !strings.Contains(stdout, "All is well") || !strings.Contains(stdout, "asked     for no document and no permissions\n") || strings.Contains(stdout, "cannot be verified") {
+	if err != nil || stderr != "" || !strings.Contains(stdout, "All is well") || !strings.Contains(stdout, "asked     for no document and no permissions\ngranted   none are stated by the token\n") || strings.Contains(stdout, "cannot be verified") {
 		t.Errorf("%v, %s%s", err, stdout, stderr)
 	}
 	if !regexp.MustCompile(`^{"exp":\d+,"user_id":"ann"}$`).MatchString(body) {

@@ -96,6 +96,10 @@ func explain(config []byte, method, address string, now time.Time) (*explanation
 		if err != nil {
 			return nil, fmt.Errorf("viewer_session: %w", err)
 		}
+		if explained.Token != nil && explained.Token.Browser {
+			explained.approve(site)
+			e.Later = site.Later
+		}
 		explained.Conditions = append(found.Conditions, explained.Conditions...)
 		e.Handlers = append(e.Handlers, *explained)
 		e.Token = e.Token || explained.Token != nil
@@ -159,7 +163,8 @@ func explainHandler(config json.RawMessage, before []string, r *http.Request, no
 		e.Conditions = append(e.Conditions, "the app answers 204 (and "+replaces+" what is said above)")
 	}
 	for _, name := range slices.Sorted(maps.Keys(x.from)) {
-		if varies := slices.Contains(c.VaryBy, "{"+name+"}"); !varies && name != documentHeader {
+		varies := slices.ContainsFunc(c.VaryBy, func(template string) bool { return strings.Contains(template, "{"+name+"}") })
+		if (!varies || route.template.NeedsVaryBy(&c)) && name != documentHeader {
 			e.Conditions = append(e.Conditions, "{"+name+"} is not empty")
 		}
 	}
@@ -179,6 +184,27 @@ func explainHandler(config json.RawMessage, before []string, r *http.Request, no
 		e.Token.Header, e.Token.Cookie = h.names.Header, h.names.Cookie
 	}
 	return e, nil
+}
+
+// approve looks for the 204 that a session path needs, where the site itself
+// answers instead of an app.
+func (e *handlerExplanation) approve(site *sites.Site) {
+	if site.Status == 0 || site.Status == http.StatusNoContent {
+		return
+	}
+	var approving []string
+	for _, answer := range site.MayAnswer {
+		if answer.Status == 0 || answer.Status == http.StatusNoContent {
+			approving = append(approving, answer.For)
+			site.Later = slices.DeleteFunc(site.Later, func(condition string) bool { return condition == answer.Later })
+		}
+	}
+	if len(approving) == 0 {
+		e.Why, e.Token = fmt.Sprintf("%s answers %d, and only a 204 approves a session", site.Answered, site.Status), nil
+		e.Conditions = nil
+		return
+	}
+	e.Conditions = append(e.Conditions, "it is answered with 204, as for "+strings.Join(approving, " or "))
 }
 
 // shortDuration leaves out units that are zero.

@@ -75,6 +75,35 @@ http://localhost:8081 {
 		}
 	}
 }
+http://localhost:8085 {
+	viewer_session {
+		session_path /api/:id/session /no/:id/session /never/:id/session
+		document_path /team {
+			app_provided
+			vary_by {http.vars.team} {http.vars.floor}
+		}
+		document_path /d/:id {
+			vary_by {http.vars.team}
+		}
+		document_path /files/* {
+			app_provided
+			shared
+		}
+	}
+	handle /api/* {
+		@known path_regexp ^/api/(lease|plan)/session$
+		respond @known 204
+		respond 404
+	}
+	handle /no/* {
+		@others path_regexp ^/no/.*$
+		respond @others 404
+		respond "no" 403
+	}
+	handle {
+		respond 204
+	}
+}
 http://localhost:8084 {
 	@app header X-App *
 	forward_auth @app localhost:9091 {
@@ -156,6 +185,12 @@ func TestExplain(t *testing.T) {
 		{"GET", "http://docs.example.com/documents/42", "", "try https"},
 		{"GET", "http://localhost:8080/documents/42", "42", ""},
 		{"GET", "http://localhost:8081/a/42", "42", ""},
+		{"GET", "http://localhost:8085/api/lease/session", "lease", "it is answered with 204, as for the matcher path_regexp ^/api/(lease|plan)/session$"},
+		{"GET", "http://localhost:8085/no/lease/session", "", "static_response answers 403, and only a 204 approves a session"},
+		{"GET", "http://localhost:8085/never/lease/session", "lease", ""},
+		{"GET", "http://localhost:8085/d/42", "42", ""},
+		{"GET", "http://localhost:8085/files", "", "the path has 1 segment, the pattern at least 2"},
+		{"GET", "http://localhost:8085/", "", "the path has 0 segments, the pattern 1"},
 		{"GET", "http://localhost:8084/documents/42", "42", "lets the request through (for the matcher header"},
 		{"GET", "http://localhost:8084/old//x", "", "not canonical"},
 		{"GET", "http://localhost:8084/old/x", "", "segment 1 is \"old\""},
@@ -223,6 +258,12 @@ func TestExplainTheRequest(t *testing.T) {
 		want := fmt.Sprintf(`{"exp":%d,"user_id":"{http.auth.user.id}","team":"{http.vars.team}"}`, testNow.Add(time.Hour).Unix())
 		if string(token.Request) != want || !slices.Contains(e.Handlers[0].Conditions, "{http.auth.user.id} is not empty") {
 			t.Errorf("got  %s, %q\nwant %s", token.Request, e.Handlers[0].Conditions, want)
+		}
+	}
+	for target, want := range map[string]string{"/team": "{http.vars.floor} is not empty|{http.vars.team} is not empty", "/d/42": ""} {
+		e = explained(t, explainedSite, "GET", "http://localhost:8085"+target)
+		if got := strings.Join(e.Handlers[0].Conditions, "|"); got != want || !e.Token {
+			t.Errorf("%s: conditions %q, want %q", target, got, want)
 		}
 	}
 	e = explained(t, explainedSite, "GET", "https://docs.example.com/documents/42")

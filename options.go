@@ -41,7 +41,8 @@ type TokenOptions struct {
 	VaryBy []string `json:"vary_by,omitempty"`
 
 	// Accept that everybody who opens a document gets the same token. It is
-	// required for permissions beyond `read` without user_id or vary_by.
+	// required for permissions beyond `read`, and for app_provided, without
+	// user_id or vary_by.
 	Shared bool `json:"shared,omitempty"`
 
 	// Further claims at the top of the request. Placeholders are replaced
@@ -165,28 +166,6 @@ func checkPermissionNames(permissions []string) error {
 	return nil
 }
 
-// editDistance is how many letters must be added, removed or changed to make b
-// out of a.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
-}
-
 // checkShared refuses tokens that carry more than reading, or nobody knows what, and
 // are the same for everybody, unless that is said.
 func (o TokenOptions) checkShared(appProvided bool) error {
@@ -205,7 +184,7 @@ func (o TokenOptions) checkShared(appProvided bool) error {
 		return nil
 	}
 	if appProvided {
-		return errors.New("app_provided: what else such a token opens is not documented, and everybody would get the same one: add user_id (or vary_by), or shared if that is what you want")
+		return errors.New("app_provided needs user_id (for example {http.auth.user.id}) or vary_by, so that users do not share a token; to give everybody the same one, add shared")
 	}
 	for _, permission := range claims.SplitPermissions(o.Permissions) {
 		if permission != defaultPermission {

@@ -49,10 +49,11 @@ var unresolvedHints = map[reason]string{
 	reasonNoUser: "no token for a request without a user id. If users are logged in, authentication likely runs after viewer_session: " +
 		"it belongs before it, as with forward_auth or basic_auth in the default order. " +
 		"Otherwise the placeholder's name is misspelled, or the auth server's answer has no such header",
-	reasonNoPermission: "no token for a request without any permission: the placeholders in permissions came out empty, or the app's X-Viewer-Permissions, or a vary_by that alone allows more than read",
+	reasonNoPermission: "no token for a request without any permission: the placeholders in permissions came out empty, or the app's X-Viewer-Permissions, or a vary_by without which everybody would share the token",
 	reasonNoClaim:      "no token for a request with an empty claim: a placeholder in it is not set, or its name is misspelled",
 	reasonAppAnswer: "no token although the app approved the session: with its 204 on a session path it names the document in X-Viewer-Document, " +
-		"unless the path has :id, and may name the user in X-Viewer-User, each of them once",
+		"unless the path has :id, and may name the user in X-Viewer-User, each of them once. If the page brings its own document, " +
+		"session_path belongs in the block with app_provided, and the app names neither a document nor permissions",
 }
 
 // notUTF8Hint takes the place of another where a value cannot be sent.

@@ -117,9 +117,10 @@ func (rt *router) check(documentID string) error {
 		session bool
 	}
 	var always []covering // match whatever the id is
+	var withID []*pattern.Pattern
 	seen := make(map[string]*route)
 	for _, r := range rt.routes {
-		defaultIDUsed = defaultIDUsed || documentID != "" && r.documentID == documentID
+		defaultIDUsed = defaultIDUsed || r.appProvided || documentID != "" && r.documentID == documentID
 		for _, p := range r.patterns {
 			path := strings.ToLower(strings.TrimSuffix(p.String(), "/"))
 			// Without :id the document's id decides as well, but for session paths.
@@ -136,13 +137,21 @@ func (rt *router) check(documentID string) error {
 					return fmt.Errorf("pattern %q never matches: %q comes first and matches the same; make that one narrower", p, first)
 				}
 			}
+			for _, first := range withID {
+				if id, ok := first.IDIn(p); ok && rt.idFormat(id) {
+					return fmt.Errorf("pattern %q never matches: %q comes first and takes %q for an id; put the narrower one first", p, first, id)
+				}
+			}
+			if p.HasID() {
+				withID = append(withID, p)
+			}
 			if r.session && r.documentID == "" || r.appProvided {
 				always = append(always, covering{p, r.session})
 			}
 		}
 	}
 	if documentID != "" && !defaultIDUsed {
-		return fmt.Errorf("document_id %s is never used: every pattern has :id, or its route app_provided; remove one or the other", documentID)
+		return fmt.Errorf("document_id %s is never used: every pattern has :id; remove one or the other", documentID)
 	}
 	return nil
 }
@@ -203,7 +212,7 @@ func (r Route) checkAppProvided() error {
 	}
 	for _, path := range slices.Concat(r.Paths, r.SessionPaths) {
 		if p, err := pattern.Parse(path); err == nil && p.HasID() {
-			return fmt.Errorf("pattern %q has :id, and the route app_provided: %s, so write * in place of :id, or remove app_provided", path, why)
+			return fmt.Errorf("pattern %q has :id, but with app_provided %s, so there is no id: write * in place of :id, or remove app_provided", path, why)
 		}
 	}
 	return nil
@@ -222,7 +231,7 @@ func (r Route) compilePages(defaultID string) (*route, error) {
 			return nil, fmt.Errorf("pattern %q has :id, and the route has document_id: the id comes from one or the other", path)
 		}
 		if !p.HasID() && r.DocumentID == "" && defaultID == "" && !r.AppProvided {
-			return nil, fmt.Errorf("pattern %q has no :id and there is no document_id: write :id in place of the document's id, for example /documents/:id, or say with document_id where it comes from", path)
+			return nil, fmt.Errorf("pattern %q has no :id and there is no document_id: write :id in place of the document's id, for example /documents/:id, or say with document_id where it comes from, or write app_provided in its block if the page brings its own document", path)
 		}
 		withoutID = withoutID || !p.HasID()
 		compiled.patterns = append(compiled.patterns, p)

@@ -22,11 +22,8 @@ var scriptETag = fmt.Sprintf(`"%x"`, sha256.Sum256([]byte(script)))
 // compileScript compiles the path at which the script is served.
 func compileScript(path string) (*route, error) {
 	p, err := pattern.Parse(path)
-	if err != nil {
-		return nil, fmt.Errorf("script_path: %w", err)
-	}
-	if p.HasID() || strings.Contains(path, "*") || path == "/" {
-		return nil, fmt.Errorf("script_path %q: it is one path, without :id and *, for example /viewer-session.js", path)
+	if err != nil || p.HasID() || strings.Contains(path, "*") || path == "/" {
+		return nil, fmt.Errorf("script_path %q: write one literal path, for example /viewer-session.js", path)
 	}
 	return &route{script: true, patterns: []*pattern.Pattern{p}, template: new(claims.Template)}, nil
 }
@@ -37,8 +34,8 @@ func servesScript(r *http.Request) bool {
 	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && !skipsToken(r)
 }
 
-// serveScript answers with the script. A browser that has it asks whether it is
-// still the same, so that it is always that of this very gateway.
+// serveScript answers with the script. Browsers revalidate it, so they always run
+// the version of this gateway.
 func serveScript(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header.Set("Content-Type", "text/javascript; charset=utf-8")

@@ -174,7 +174,7 @@ func TestDocsOfExplain(t *testing.T) {
 	}
 }
 
-// explain knows what the examples do with thirteen addresses.
+// explain knows what the examples do with fourteen addresses.
 func TestExplainExamples(t *testing.T) {
 	for _, test := range []struct {
 		example, url string
@@ -190,6 +190,7 @@ func TestExplainExamples(t *testing.T) {
 		{"static-site", "https://docs.example.com/documents/other", 2, `the id "other" does not fit`},
 		{"server-rendered", "http://localhost:8080/documents/floor-plan/session", 0, "the browser, as JSON"},
 		{"single-page-app", "http://localhost:8080/api/documents/floor-plan/session", 0, "document    floor-plan"},
+		{"single-page-app", "http://localhost:8080/api/documents/floor-plan/session", 0, "it is answered with 204, as for the matcher path_regexp"},
 		{"own-ids", "http://localhost:8080/contracts/7/session", 0, "document    {X-Viewer-Document}"},
 		{"own-documents", "http://localhost:8080/editor/session", 0, "document    the page's own"},
 		{"observability", "http://docs.example.com/documents/42", 2, "try https"},

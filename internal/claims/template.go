@@ -112,6 +112,17 @@ func (t *Template) Resolve(c *Claims, repl *caddy.Replacer, documentID string) (
 	return missing
 }
 
+// NeedsVaryBy reports whether claims of the template are refused if vary_by comes
+// out empty, and no app names a user.
+func (t *Template) NeedsVaryBy(c *Claims) bool {
+	if !t.guarded || len(t.varyBy) == 0 {
+		return false
+	}
+	empty := *c
+	empty.emptyGuard = t.varyBy[0]
+	return empty.Unguarded() != nil
+}
+
 // ReadPermissions splits values that are known only at run time.
 func ReadPermissions(values []string) ([]string, error) {
 	for _, value := range values {

@@ -65,7 +65,7 @@ func ReadToken(jwt string, r *Request, askedExp int64, now time.Time) (facts Fac
 		return facts, err
 	}
 	facts.OtherCase = otherDocument || otherUser
-	if facts.Grant, err = readGrant(append(entries, claims)); err != nil {
+	if facts.Grant, err = readGrant(append(entries, claims)); err != nil && !r.AppProvided {
 		return facts, err
 	}
 	if err := facts.readExp(claims["exp"], askedExp, now); err != nil {

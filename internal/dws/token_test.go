@@ -230,6 +230,7 @@ func TestReadTokenOfAppProvided(t *testing.T) {
 	for payload, want := range map[string]string{
 		`{}`: "",
 		`{"user_id": "ann", "permissions": ["write", "download"]}`: "",
+		`{"permissions": "all", "document_permissions": {"a": 1}}`: "",
 		`{"allowed_documents": [], "document_id": null}`:           "",
 		`{"allowed_documents": null}`:                              "",
 		`{"allowed_documents": [{"document_id": "doc"}]}`:          document,

@@ -43,10 +43,6 @@ const (
 
 // backoff decides whether a mint may be sent now. It remembers what failed, for
 // each request and for the endpoint as a whole.
-//
-// It is a circuit breaker that never stops everything: when a delay is over, a
-// few mints go through to see whether the endpoint is back, and the first that
-// succeeds lets all through.
 type backoff struct {
 	mu sync.Mutex
 
@@ -56,6 +52,15 @@ type backoff struct {
 	// that time whatever else happens.
 	throttle *dws.Error
 
+	// An account may be allowed one kind of sessions only: requests for a
+	// document, and those without one, do not hold each other up.
+	documents, documentless circuit
+}
+
+// circuit is a circuit breaker that never stops everything: when a delay is over,
+// a few mints go through to see whether the endpoint is back, and the first that
+// succeeds lets all through.
+type circuit struct {
 	consecutiveFailures []hash // the different documents that failed since the last answer
 	lastSuccess         clock.Time
 	cause               *dws.Error // why the endpoint is held back; nil while it is not
@@ -75,12 +80,26 @@ type remembered struct {
 
 // attempt is one mint, as the back-off knows it.
 type attempt struct {
-	request, document hash
-	probe             bool
+	request      hash
+	document     hash // without a document, the request: what a failure may be due to, if not the API
+	documentless bool
+	probe        bool
 }
 
 func newAttempt(name, document string) *attempt {
-	return &attempt{request: sha256.Sum256([]byte(name)), document: sha256.Sum256([]byte(document))}
+	a := attempt{request: sha256.Sum256([]byte(name)), documentless: document == ""}
+	a.document = a.request
+	if !a.documentless {
+		a.document = sha256.Sum256([]byte(document))
+	}
+	return &a
+}
+
+func (b *backoff) circuit(a *attempt) *circuit {
+	if a.documentless {
+		return &b.documentless
+	}
+	return &b.documents
 }
 
 // admit returns the error to answer with if the mint may not be sent now. If it
@@ -91,8 +110,8 @@ func (b *backoff) admit(a *attempt, now clock.Time) *dws.Error {
 	if err, _ := b.heldBackLocked(a, now); err != nil {
 		return err
 	}
-	if b.cause != nil {
-		b.probes++
+	if c := b.circuit(a); c.cause != nil {
+		c.probes++
 		a.probe = true
 	}
 	return nil
@@ -119,15 +138,16 @@ func (b *backoff) heldBackLocked(a *attempt, now clock.Time) (err *dws.Error, re
 		}
 		b.throttle = nil
 	}
-	if b.cause == nil {
+	c := b.circuit(a)
+	if c.cause == nil {
 		return nil, false
 	}
-	until := b.until
-	if a.document == b.lastFailed {
-		until = until.Add(b.delay)
+	until := c.until
+	if a.document == c.lastFailed {
+		until = until.Add(c.delay)
 	}
-	if !now.Reached(until) || b.probes >= maxProbes {
-		return b.cause, false
+	if !now.Reached(until) || c.probes >= maxProbes {
+		return c.cause, false
 	}
 	return nil, false
 }
@@ -138,61 +158,62 @@ func (b *backoff) heldBackLocked(a *attempt, now clock.Time) (err *dws.Error, re
 func (b *backoff) settle(a *attempt, f *dws.Error, hurried bool, now clock.Time) *dws.Error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	c := b.circuit(a)
 	if a.probe {
-		b.probes--
+		c.probes--
 	}
 	switch {
 	case f == nil:
-		b.lastSuccess = now
-		b.reset()
+		c.lastSuccess = now
+		c.reset()
 	case hurried:
 	case f.Reason == dws.Throttled && !f.RetryAt.IsZero():
 		if b.throttle == nil || !b.throttle.RetryAt.Reached(f.RetryAt) {
 			b.throttle = f
 		}
 		// Afterwards a few go first.
-		b.open(new(attempt), f, now)
+		c.open(new(attempt), f, now)
 		return b.throttle
 	case f.Reason == dws.Throttled:
-		b.open(new(attempt), f, now)
-		return b.cause
+		c.open(new(attempt), f, now)
+		return c.cause
 	case !endpointTrouble(f):
 		b.remember(a.request, f, now)
-		b.reset() // it answers
+		c.reset() // it answers
 	default:
 		b.remember(a.request, f, now)
-		if !slices.Contains(b.consecutiveFailures, a.document) && len(b.consecutiveFailures) < failureThreshold {
-			b.consecutiveFailures = append(b.consecutiveFailures, a.document)
+		if !slices.Contains(c.consecutiveFailures, a.document) && len(c.consecutiveFailures) < failureThreshold {
+			c.consecutiveFailures = append(c.consecutiveFailures, a.document)
 		}
-		sure := f.Unsent || f.Reason == dws.KeyRefused || now.Since(b.lastSuccess) >= successGrace
+		sure := f.Unsent || f.Reason == dws.KeyRefused || now.Since(c.lastSuccess) >= successGrace
 		// Mints that were under way when the endpoint was held back say
 		// nothing new: only a probe's failure prolongs it.
-		if a.probe || b.cause == nil && len(b.consecutiveFailures) >= failureThreshold && sure {
-			b.open(a, f, now)
-			return b.cause
+		if a.probe || c.cause == nil && len(c.consecutiveFailures) >= failureThreshold && sure {
+			c.open(a, f, now)
+			return c.cause
 		}
 	}
 	return f
 }
 
-func (b *backoff) reset() {
-	b.consecutiveFailures, b.cause, b.until, b.delay, b.lastFailed = nil, nil, clock.Time{}, 0, hash{}
+func (c *circuit) reset() {
+	c.consecutiveFailures, c.cause, c.until, c.delay, c.lastFailed = nil, nil, clock.Time{}, 0, hash{}
 }
 
 // open holds mints back, or goes on doing so.
-func (b *backoff) open(a *attempt, f *dws.Error, now clock.Time) {
-	b.lastFailed = a.document
-	b.delay = min(max(2*b.delay, firstDelay), maxDelay)
+func (c *circuit) open(a *attempt, f *dws.Error, now clock.Time) {
+	c.lastFailed = a.document
+	c.delay = min(max(2*c.delay, firstDelay), maxDelay)
 	// Jitter: a fleet of gateways must not come back in step.
-	b.until = now.Add(b.delay/2 + rand.N(b.delay/2+1))
+	c.until = now.Add(c.delay/2 + rand.N(c.delay/2+1))
 	held := *f
 	if held.RetryAt.IsZero() {
-		held.RetryAt = b.until
+		held.RetryAt = c.until
 	}
-	if !b.until.Reached(held.RetryAt) {
-		b.until = held.RetryAt
+	if !c.until.Reached(held.RetryAt) {
+		c.until = held.RetryAt
 	}
-	b.cause = &held
+	c.cause = &held
 }
 
 func (b *backoff) remember(request hash, f *dws.Error, now clock.Time) {
@@ -216,8 +237,10 @@ func (b *backoff) remember(request hash, f *dws.Error, now clock.Time) {
 func (b *backoff) openUntil(now clock.Time) (until clock.Time, cause *dws.Error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.cause != nil && !now.Reached(b.until) {
-		until, cause = b.until, b.cause
+	for _, c := range []*circuit{&b.documents, &b.documentless} {
+		if c.cause != nil && !now.Reached(c.until) && !until.Reached(c.until) {
+			until, cause = c.until, c.cause
+		}
 	}
 	if b.throttle != nil && !now.Reached(b.throttle.RetryAt) && !until.Reached(b.throttle.RetryAt) {
 		until, cause = b.throttle.RetryAt, b.throttle
@@ -231,7 +254,12 @@ func (b *backoff) isOpen(now clock.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.throttle != nil && !now.Reached(b.throttle.RetryAt) ||
-		b.cause != nil && !now.Reached(b.until.Add(BadNewsAge))
+		b.documents.recent(now) || b.documentless.recent(now)
+}
+
+// recent reports whether mints are held back, or were until a moment ago.
+func (c *circuit) recent(now clock.Time) bool {
+	return c.cause != nil && !now.Reached(c.until.Add(BadNewsAge))
 }
 
 // forgetRefusals lets everything be tried at once that failed because the API
@@ -244,8 +272,10 @@ func (b *backoff) forgetRefusals() {
 			delete(b.remembered, request)
 		}
 	}
-	if b.cause != nil && b.cause.Reason == dws.KeyRefused {
-		b.reset()
+	for _, c := range []*circuit{&b.documents, &b.documentless} {
+		if c.cause != nil && c.cause.Reason == dws.KeyRefused {
+			c.reset()
+		}
 	}
 }
 

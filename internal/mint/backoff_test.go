@@ -51,8 +51,8 @@ func TestFewProbesAtOnce(t *testing.T) {
 		t.Error("held back after a success")
 	}
 	b.settle(probes[2], nil, false, now)
-	if b.probes != 0 {
-		t.Errorf("%d probes are never given back", b.probes)
+	if b.documents.probes != 0 {
+		t.Errorf("%d probes are never given back", b.documents.probes)
 	}
 }
 
@@ -64,7 +64,7 @@ func TestDelayGrowsToItsBound(t *testing.T) {
 	}
 	previous := time.Duration(0)
 	for i := range 10 {
-		delay := b.until.Since(now)
+		delay := b.documents.until.Since(now)
 		if delay < previous/4 || delay > maxDelay {
 			t.Errorf("delay %d is %s after %s", i, delay, previous)
 		}
@@ -72,7 +72,7 @@ func TestDelayGrowsToItsBound(t *testing.T) {
 			t.Errorf("delay %d is only %s", i, delay)
 		}
 		previous = delay
-		now = b.until
+		now = b.documents.until
 		fail(&b, fmt.Sprint("probe", i), dws.Unavailable, now)
 	}
 }
@@ -93,8 +93,8 @@ func TestOneBurstOfFailuresIsOneDelay(t *testing.T) {
 	for _, a := range burst {
 		b.settle(a, &dws.Error{Reason: dws.Timeout, Err: errTest}, false, now)
 	}
-	if b.delay != firstDelay {
-		t.Errorf("delay %s, want %s", b.delay, firstDelay)
+	if b.documents.delay != firstDelay {
+		t.Errorf("delay %s, want %s", b.documents.delay, firstDelay)
 	}
 }
 
@@ -199,14 +199,65 @@ func TestLastFailedDocumentLetsOthersProbeFirst(t *testing.T) {
 		fail(&b, fmt.Sprint("doc", i), dws.Unavailable, now)
 	}
 	bad := fmt.Sprint("doc", failureThreshold-1)
-	now = b.until
+	now = b.documents.until
 	if _, f := admit(&b, "another user", bad, now); f == nil {
 		t.Error("the document that failed last goes first")
 	}
 	if _, f := admit(&b, "other", "other", now); f != nil {
 		t.Errorf("another document does not go first: %v", f)
 	}
-	if _, f := admit(&b, "another user", bad, now.Add(b.delay)); f != nil {
+	if _, f := admit(&b, "another user", bad, now.Add(b.documents.delay)); f != nil {
 		t.Errorf("the document that failed last never goes: %v", f)
+	}
+}
+
+// An account may be allowed sessions of one kind only. Those of the other kind go
+// on, but for the time that the API names, which is meant for all.
+func TestKindsDoNotHoldEachOtherUp(t *testing.T) {
+	failDocumentless := func(b *backoff, user string, r dws.Reason, now clock.Time) *dws.Error {
+		a, err := admit(b, user, "", now)
+		if err != nil {
+			return err
+		}
+		return b.settle(a, &dws.Error{Reason: r, Err: errTest}, false, now)
+	}
+	for name, test := range map[string]struct {
+		fail       func(*backoff, string, dws.Reason, clock.Time) *dws.Error
+		own, other string // a document
+	}{
+		"documentless": {failDocumentless, "", "doc"},
+		"documents":    {fail, "doc", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var b backoff
+			now := clock.Now()
+			for i := range failureThreshold {
+				test.fail(&b, fmt.Sprint("request", i), dws.KeyRefused, now)
+			}
+			if _, f := admit(&b, "another", test.own, now); f == nil || !b.isOpen(now) {
+				t.Error("they are not held back")
+			}
+			if until, cause := b.openUntil(now); cause == nil || now.Reached(until) {
+				t.Error("it is not said that they are")
+			}
+			a, f := admit(&b, "another", test.other, now)
+			if f != nil {
+				t.Fatal("the other kind is held back")
+			}
+			b.settle(a, nil, false, now)
+			if _, f := admit(&b, "another", test.own, now); f == nil {
+				t.Error("a success of the other kind lets them through")
+			}
+			b.forgetRefusals()
+			if _, f := admit(&b, "another", test.own, now); f != nil {
+				t.Error("held back although the key has changed")
+			}
+
+			a, _ = admit(&b, "throttled", test.own, now)
+			b.settle(a, &dws.Error{Reason: dws.Throttled, RetryAt: now.Add(time.Minute), Err: errTest}, false, now)
+			if _, f := admit(&b, "yet another", test.other, now.Add(59*time.Second)); f == nil || f.Reason != dws.Throttled {
+				t.Error("the API's time is not kept by the other kind")
+			}
+		})
 	}
 }

@@ -108,15 +108,6 @@ type Job struct {
 	Prepare func() error
 }
 
-// subject is what a failure may be due to, if it is not the API: the document, or
-// where there is none, everything that makes this request another one.
-func (j *Job) subject() string {
-	if j.AppProvided {
-		return j.Name
-	}
-	return j.DocumentID
-}
-
 // Result is what came of a job.
 type Result struct {
 	dws.Reply
@@ -139,7 +130,7 @@ type Result struct {
 // failures, and a turn in the queue. Errors are those of Peek and Prepare, or of
 // type *dws.Error.
 func (m *Minter) Mint(j Job) (r Result, err error) {
-	a := newAttempt(j.Name, j.subject())
+	a := newAttempt(j.Name, j.DocumentID)
 	if err, remembered := m.heldBack(a); err != nil {
 		if !remembered {
 			if err := j.Peek(); err != nil {

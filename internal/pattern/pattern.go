@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -143,6 +144,15 @@ func (p *Pattern) Covers(other *Pattern) bool {
 	return len(p.segments) == len(other.segments)
 }
 
+// IDIn returns what the pattern takes for the document id in the one path that a
+// literal pattern matches.
+func (p *Pattern) IDIn(literal *Pattern) (id string, ok bool) {
+	if !p.hasID || slices.ContainsFunc(literal.segments, func(s segment) bool { return s.kind != literalSegment }) {
+		return "", false
+	}
+	return p.Match("/" + strings.Trim(literal.text, "/"))
+}
+
 // isNameByte is true for what Caddy's url_pattern would read as part of the
 // name after a colon, so that :identity is not taken for :id and a suffix.
 func isNameByte(c byte) bool {
@@ -233,16 +243,27 @@ func (p *Pattern) Why(path string) string {
 		return ""
 	}
 	want, got := strings.Split(strings.Trim(p.text, "/"), "/"), strings.Split(strings.Trim(path, "/"), "/")
+	if strings.Trim(path, "/") == "" {
+		got = nil
+	}
 	for i := range min(len(want), len(got)) {
 		one := &Pattern{segments: p.segments[i : i+1], rest: p.rest && i == len(p.segments)-1}
 		if _, ok := one.Match("/" + got[i]); !ok {
 			return fmt.Sprintf("segment %d is %q, not %s", i+1, got[i], want[i])
 		}
 	}
+	least := ""
 	if p.rest {
-		return fmt.Sprintf("the path has %d segments, the pattern at least %d", len(got), len(want))
+		least = "at least "
 	}
-	return fmt.Sprintf("the path has %d segments, the pattern %d", len(got), len(want))
+	return fmt.Sprintf("the path has %d %s, the pattern %s%d", len(got), segments(len(got)), least, len(want))
+}
+
+func segments(n int) string {
+	if n == 1 {
+		return "segment"
+	}
+	return "segments"
 }
 
 // CanonicalPath returns the decoded path without its one optional trailing

@@ -39,6 +39,19 @@ type Site struct {
 	// sure to. Later are the conditions for that, beyond those of the last handler.
 	Answered string
 	Later    []string
+
+	// Status is what it answers, and 0 if that is not known. MayAnswer are those
+	// that would answer instead if a condition in Later did not hold.
+	Status    int
+	MayAnswer []Answer
+}
+
+// Answer is one that hangs on a matcher.
+type Answer struct {
+	Handler string
+	Status  int    // 0 if it is not known
+	For     string // the matcher
+	Later   string // the condition in Later under which it is not given
 }
 
 // Handler is one of those that were looked for.
@@ -184,13 +197,16 @@ func (w *walk) follow(routes []route, groups map[string]bool) (answered bool, er
 				w.conditions = append(w.conditions, condition+" (for "+strings.Join(unknown, ", ")+")")
 			}
 			if answered {
-				w.conditions = append(w.conditions, directive(w.site.Answered)+" does not answer, as it would for "+strings.Join(unknown, ", "))
-				w.site.Answered = ""
+				a := Answer{Handler: w.site.Answered, Status: w.site.Status, For: strings.Join(unknown, ", ")}
+				a.Later = directive(a.Handler) + " does not answer, as it would for " + a.For
+				w.conditions = append(w.conditions, a.Later)
+				w.site.MayAnswer = append(w.site.MayAnswer, a)
+				w.site.Answered, w.site.Status = "", 0
 			}
 			continue
 		}
 		if rt.Terminal && !answered && w.depth > 1 {
-			w.site.Answered, answered = "an empty answer", true // nothing runs after a terminal route
+			w.site.Answered, w.site.Status, answered = "an empty answer", 0, true // nothing runs after a terminal route
 		}
 		if answered || rt.Terminal {
 			return answered, nil
@@ -212,6 +228,7 @@ func (w *walk) handle(handlers []json.RawMessage) (answered bool, err error) {
 			Name           string            `json:"handler"`
 			Routes         []route           `json:"routes"`
 			Route          string            `json:"name"`
+			StatusCode     json.RawMessage   `json:"status_code"`
 			HandleResponse []json.RawMessage `json:"handle_response"`
 			PassThru       bool              `json:"pass_thru"`
 		}
@@ -240,6 +257,7 @@ func (w *walk) handle(handlers []json.RawMessage) (answered bool, err error) {
 			w.conditions = append(w.conditions, "file_server has no such file")
 		case slices.Contains([]string{"reverse_proxy", "static_response", "file_server", "error"}, h.Name):
 			w.site.Answered, answered = h.Name, true
+			w.site.Status = statusOf(h.Name, h.StatusCode)
 		default:
 			w.conditions = append(w.conditions, cmp.Or(mayAnswer[h.Name], directive(h.Name)+" does not answer first"))
 		}
@@ -251,18 +269,35 @@ func (w *walk) handle(handlers []json.RawMessage) (answered bool, err error) {
 	return false, nil
 }
 
+// statusOf returns what a handler always answers, and 0 if that is not known.
+func statusOf(handler string, raw json.RawMessage) int {
+	status, ok := map[string]int{"static_response": http.StatusOK, "error": http.StatusInternalServerError}[handler]
+	if !ok || len(raw) == 0 {
+		return status
+	}
+	status, _ = strconv.Atoi(strings.Trim(string(raw), `"`)) // a number, as text or not, or a placeholder
+	return status
+}
+
 // directive is how a handler is called in Caddyfiles.
 func directive(handler string) string {
 	return cmp.Or(map[string]string{"static_response": "respond (or redir, abort)", "authentication": "basic_auth"}[handler], handler)
 }
 
-// short is the beginning of a matcher's config.
+// short is the beginning of a matcher's config, or of its regular expression.
 func short(raw json.RawMessage) string {
 	const most = 35
-	if len(raw) > most {
-		return strings.ToValidUTF8(string(raw[:most]), "") + "…"
+	var re struct {
+		Pattern string `json:"pattern"`
 	}
-	return string(raw)
+	text := string(raw)
+	if json.Unmarshal(raw, &re) == nil && re.Pattern != "" {
+		text = re.Pattern
+	}
+	if len(text) > most {
+		return strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
 }
 
 // rewrite changes the path that later matchers see.
