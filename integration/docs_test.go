@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -113,6 +114,17 @@ func runDocs(t *testing.T, name, text string) {
 	case strings.Contains(text, "handle /app/"):
 		s.get("/documents/doc1", 404)
 		s.wantMints(0)
+		return
+	case strings.Contains(text, "handle_errors 401"):
+		page, _ := s.fetch("GET", "/documents/doc1")
+		session, _ := s.fetch("GET", "/documents/doc1/session")
+		if page.StatusCode != 401 || page.Header.Get("WWW-Authenticate") == "" || session.StatusCode != 401 || session.Header.Get("WWW-Authenticate") != "" {
+			t.Errorf("the page: %d %v; the session path: %d %v", page.StatusCode, page.Header, session.StatusCode, session.Header)
+		}
+		r := httptest.NewRequest("GET", "/", nil)
+		r.SetBasicAuth("alice", "change me")
+		s.app.setAnswer("HTTP/1.1 204 No Content\n\n")
+		s.session("/documents/doc1/session", "Authorization", r.Header.Get("Authorization"))
 		return
 	case strings.Contains(text, "app_provided"):
 		page := s.token("/editor")

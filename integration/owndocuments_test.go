@@ -158,7 +158,7 @@ func TestOwnDocumentIsNotRenewed(t *testing.T) {
 				used.push([session, document]);
 				if (refuse-- > 0) {
 					revoke();
-					throw new Error("refused");
+					throw new Error("DWS Viewer API authorization failed: expired");
 				}
 				return { setSession: (jwt) => used.push("setSession") };
 			},
@@ -176,6 +176,15 @@ func TestOwnDocumentIsNotRenewed(t *testing.T) {
 		t.Errorf("loads, with two tokens, with the document, calls until it had loaded and in a day, errors, and a renewal: %s", got)
 	}
 
+	// What the SDK cannot show is no reason for another token.
+	if got := p.must(`
+		calls.length = 0;
+		let loads = 0;
+		const SDK = { load: async () => { loads++; throw new Error("invalid PDF") }, unload: () => true };
+		const error = await loadViewer(SDK, { document: "/none.pdf" }, { sessionUrl: "/s" }).catch((error) => error);
+		return [loads, calls.length, error.code, error.cause.message].join()`); got != "1,1,load,invalid PDF" {
+		t.Errorf("loads, calls, the error: %s", got)
+	}
 	// Nor is the SDK told of a token that was renewed while it was loading.
 	if got := p.must(`
 		calls.length = 0;

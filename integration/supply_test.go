@@ -195,6 +195,34 @@ func TestSupplyLooksAgain(t *testing.T) {
 	}
 }
 
+// A no among passing failures is a single one, and what the page was told of is
+// taken back when the app is well again, also if the token is still the same.
+func TestSupplyTakesBackWhatItSaid(t *testing.T) {
+	p := inVirtualTime(t)
+	if got := p.must(`
+		const no = () => new Response("", { status: 404 }), down = () => new Response("", { status: 502 });
+		await start();
+		let answers = [down, down, no, down, no];
+		reply = () => (answers.shift() ?? gateway)();
+		await pass(40 * minutes);
+		return [answers.length, told, expired(supply.jwt)].join()`); got != "0,,false" {
+		t.Errorf("answers that were left, told, expired: %s", got)
+	}
+	if got := p.must(`
+		supply.stop();
+		reply = gateway;
+		const back = [];
+		await start({ onSession: (jwt) => back.push(jwt) });
+		const first = supply.jwt;
+		reply = () => new Response("", { status: 403 });
+		while (!told.length) await pass(1 * minutes);
+		reply = () => Response.json({ jwt: first, exp: 0, expires_in: 1200 });
+		await pass(2 * minutes);
+		return [told, back.length, back[0] === first].join()`); got != "refused,1,true" {
+		t.Errorf("told, how often it was taken back, with the token: %s", got)
+	}
+}
+
 var noes = map[string]string{
 	"404":         `new Response("", { status: 404 })`,
 	"403":         `new Response("", { status: 403 })`,
@@ -263,7 +291,7 @@ func TestSupplyTriesToBegin(t *testing.T) {
 		const started = start({ signal: end.signal }).catch((error) => error.name);
 		await pass(100);
 		end.abort();
-		await pass(1000);
+		await pass(5000);
 		const name = await started;
 		await pass(60 * minutes);
 		return [name, calls.length, told].join()`); got != "AbortError,1," {

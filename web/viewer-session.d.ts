@@ -35,7 +35,8 @@ export type SupplyOptions = {
      */
     onError?: ((error: ViewerSessionError) => void) | undefined;
     /**
-     * Told of each token after the first.
+     * Told of each token after the first, and of one that works again
+     * after onError was told.
      */
     onSession?: ((jwt: string) => void) | undefined;
 };

@@ -50,7 +50,8 @@
  * @property {AbortSignal | undefined} [signal] Ends everything: what is being fetched or loaded, renewals, and the viewer.
  * @property {((error: ViewerSessionError) => void) | undefined} [onError] Told when no new token can be had, while one is
  *   needed. Default: a warning in the console.
- * @property {((jwt: string) => void) | undefined} [onSession] Told of each token after the first.
+ * @property {((jwt: string) => void) | undefined} [onSession] Told of each token after the first, and of one that works again
+ *   after onError was told.
  */
 
 /**
@@ -161,7 +162,6 @@ export class ViewerSessionError extends Error {
  */
 export async function fetchSession(sessionUrl, { rejected, signal } = {}) {
 	const url = resolve(sessionUrl);
-	signal?.throwIfAborted();
 	const session = await ask(url, rejected, signal);
 	if (session) {
 		return session;
@@ -169,10 +169,10 @@ export async function fetchSession(sessionUrl, { rejected, signal } = {}) {
 	// Where a redirect leads to cannot be seen, and following it could start a login that nobody sees through. But many apps
 	// redirect to add a slash, or to take it away, and the gateway knows the path either way.
 	const other = new URL(url);
-	other.pathname = url.pathname.endsWith("/") ? url.pathname.slice(0, -1) : url.pathname + "/";
+	other.pathname = url.pathname.replace(/\/?$/, (slash) => (slash ? "" : "/"));
 	const found = await ask(other, rejected, signal).catch((error) => {
-		if (error.temporary ?? true) {
-			throw error; // such as the signal's reason
+		if (error.status !== 404 && !/login|answer/.test(error.code)) {
+			throw error;
 		}
 	});
 	if (!found) {
@@ -191,7 +191,6 @@ export async function fetchSession(sessionUrl, { rejected, signal } = {}) {
  */
 export async function supplySessions({ sessionUrl, session, signal, onSession, onError }) {
 	const url = resolve(sessionUrl);
-	signal?.throwIfAborted();
 	const end = follow(signal);
 	const ended = end.signal;
 
@@ -203,7 +202,8 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 	let hold = 0; // how much of it nobody can skip,
 	/** @type {ViewerSessionError | undefined} */
 	let failure; // because of this
-	let failures = 0; // in a row
+	let failures = 0; // in a row,
+	let noes = 0; // and how many of the latest were no passing ones
 	let told = ""; // the code of what onError was told since the last token
 	/** @type {{ rejected: string, done: Promise<void> } | undefined} */
 	let flight;
@@ -224,14 +224,13 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 	 * @param {number} expiresIn
 	 */
 	function take(jwt, expiresIn) {
-		const before = current.jwt;
+		const news = current.jwt && (current.jwt !== jwt || told);
 		current = { jwt, expiresIn };
 		age = stopwatch();
-		failures = 0;
+		failures = noes = hold = 0;
 		told = "";
-		hold = 0;
 		renewIn(Math.max(expiresIn * 500, SHORTEST_REST));
-		if (before && before !== jwt) {
+		if (news) {
 			onSession?.(jwt);
 		}
 	}
@@ -243,7 +242,7 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 			const { jwt, expiresIn } = await fetchSession(url, { rejected, signal: ended });
 			ended.throwIfAborted();
 			if (jwt === rejected || (jwt === current.jwt && expiresIn === current.expiresIn && since > 2000)) {
-				throw new ViewerSessionError("answer", `${url.pathname} gives an old answer: from a cache or service worker?`);
+				throw new ViewerSessionError("answer", `${url.pathname} gave an old answer: from a cache or service worker?`);
 			}
 			take(jwt, expiresIn);
 		} catch (error) {
@@ -251,6 +250,7 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 				// A no may be that of a deployment, a firewall or a captive portal: it is asked again, but not as often.
 				const own = error.temporary ? Math.min(FIRST_RETRY * 2 ** failures, LONGEST_RETRY) : LONGEST_RETRY;
 				failures++;
+				noes = error.temporary ? 0 : noes + 1;
 				failure = error;
 				hold = error.retryAfter ?? Math.min(own / 2, LONGEST_HOLD);
 				renewIn(Math.max(hold, own * (0.75 + Math.random() / 2)));
@@ -315,7 +315,7 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 		if (onError) {
 			queueMicrotask(() => onError(error));
 		} else {
-			console.warn("viewer session:", error.message, error.cause);
+			console.warn(error, error.cause);
 		}
 	}
 
@@ -332,7 +332,7 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 		renew().catch((error) => {
 			// While the token is good until the next attempt, nothing is lost. A second no is meant.
 			const left = current.jwt === bad ? 0 : current.expiresIn * 1000 - age();
-			if (left <= rest || (failures > 1 && !error.temporary)) {
+			if (left <= rest || noes > 1) {
 				report(error);
 			}
 		});
@@ -344,7 +344,7 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 	 * @param {Event} event
 	 */
 	function wake(event) {
-		if (failures && (event.type === "online" || document.visibilityState !== "hidden")) {
+		if (failures && (event.type === "online" || !document.hidden)) {
 			rest = hold;
 		}
 		tick();
@@ -406,7 +406,13 @@ const open = new WeakMap();
  */
 export async function loadViewer(NutrientViewer, configuration, { signal, onSession, ...options }) {
 	const { container, document: own } = /** @type {{ container?: any, document?: any }} */ (configuration);
-	const place = typeof container === "string" ? document.querySelector(container) : container ?? {};
+	/** @type {any} */
+	let place;
+	try {
+		place = typeof container === "string" ? document.querySelector(container) : container ?? {};
+	} catch {
+		// It is no selector.
+	}
 	if (!place) {
 		throw new ViewerSessionError("load", `there is no ${container} in the page`);
 	}
@@ -478,10 +484,16 @@ export async function loadViewer(NutrientViewer, configuration, { signal, onSess
 			viewer = await load();
 		} catch (refusal) {
 			ended.throwIfAborted();
+			if (own && !/auth/i.test(String(refusal))) {
+				throw refusal; // the SDK has no use for the document
+			}
 			await supply.replace(0).catch((error) => {
 				ended.throwIfAborted();
 				throw error.temporary ? refusal : error;
 			});
+			if (loading.has(place) || open.has(place)) {
+				throw refusal; // somebody else has the container now
+			}
 			try {
 				NutrientViewer.unload(container); // in case it left something behind
 			} catch {
@@ -495,7 +507,9 @@ export async function loadViewer(NutrientViewer, configuration, { signal, onSess
 		}
 	} catch (error) {
 		unload();
-		signal?.throwIfAborted();
+		if (signal?.aborted) {
+			throw signal.reason;
+		}
 		throw error instanceof ViewerSessionError ? error : new ViewerSessionError("load", error);
 	}
 	ended.addEventListener("abort", unload);
