@@ -166,8 +166,8 @@ func checkPermissionNames(permissions []string) error {
 	return nil
 }
 
-// checkShared refuses tokens that carry more than reading, or nobody knows what, and
-// are the same for everybody, unless that is said.
+// checkShared refuses tokens that everybody would share although they permit more
+// than reading, or nobody knows what, unless the config says shared.
 func (o TokenOptions) checkShared(appProvided bool) error {
 	if o.UserID != "" {
 		names := claims.PlaceholdersIn(o.UserID)

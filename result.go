@@ -64,7 +64,7 @@ const (
 
 	// On session paths only.
 	reasonCrossSite reason = "cross_site" // the request comes from another site's page
-	reasonAppAnswer reason = "app_answer" // the app approved, but what it named, or did not, is of no use
+	reasonAppAnswer reason = "app_answer" // the app approved, but named nothing usable, or a document where there is none
 	reasonTooSoon   reason = "too_soon"   // a rejected token was replaced, or could not be, a moment ago
 )
 

@@ -17,7 +17,7 @@ var (
 	})
 )
 
-// likelyMeant returns the option that somebody most likely meant, if there is one.
+// likelyMeant returns the option that was most likely meant, or nothing.
 func likelyMeant(option string, options []string) string {
 	if option == "app_provided" {
 		return "app_provided in the block of a document_path"

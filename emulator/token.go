@@ -89,7 +89,7 @@ func (e *Emulator) verify(token string) (s session, refusal string) {
 	return s, ""
 }
 
-// allowOrigins lets the page call from its own origin, and answers what is no POST.
+// allowOrigins sets the CORS headers, and answers all requests but POST.
 func allowOrigins(w http.ResponseWriter, r *http.Request, headers string) (done bool) {
 	// The page is usually another origin than the API, and the SDK sends
 	// credentials: a wildcard would not be accepted by the browser.

@@ -17,7 +17,7 @@ export type Session = {
 };
 export type SupplyOptions = {
     /**
-     * Where the token comes from: a session_path, on the page's own origin.
+     * A session_path on the page's own origin.
      */
     sessionUrl: string | URL;
     /**
@@ -26,34 +26,34 @@ export type SupplyOptions = {
      */
     session?: string | null | undefined;
     /**
-     * Ends everything: what is being fetched or loaded, renewals, and the viewer.
+     * Ends everything: fetches, loading, renewals, and the viewer.
      */
     signal?: AbortSignal | undefined;
     /**
-     * Told when no new token can be had, while one is
-     * needed. Default: a warning in the console.
+     * Called when a new token is needed and there is
+     * none. Default: a warning in the console.
      */
     onError?: ((error: ViewerSessionError) => void) | undefined;
     /**
-     * Told of each token after the first, and of one that works again
-     * after onError was told.
+     * Called with each token after the first, and when all is well
+     * again after onError.
      */
     onSession?: ((jwt: string) => void) | undefined;
 };
 export type Supply = {
     /**
-     * The token as of now.
+     * The current token.
      */
     jwt: string;
     /**
-     * Fetches a token now. For up to 5 seconds after an attempt that failed, and for as
-     * long as the gateway has asked for, it fails in the same way without asking.
+     * Fetches a token now. For up to 5 seconds after a failed attempt, or for as long as
+     * the gateway asked for, it fails again with the same error and sends nothing.
      */
     renew: () => Promise<void>;
     /**
-     * Says that the token does not work, and resolves when there is
-     * another one. `patience` is for how long it tries again what may work a moment later, in ms (default: 25,000; 0: once,
-     * and onError is not told).
+     * Reports that the token does not work, and resolves when there is
+     * another one. `patience` is how long temporary failures are retried, in ms (default: 25,000; 0: not at all, and onError is
+     * not called).
      */
     replace: (patience?: number) => Promise<void>;
     /**
@@ -85,7 +85,7 @@ export type Code = "login" | "refused" | "unavailable" | "network" | "answer" | 
  * - `refused`: the app says no (403, 404 and the like)
  * - `unavailable`: there is none for now (5xx, 429), or no answer in time
  * - `network`: the server cannot be reached
- * - `answer`: what came back is no token, or an old one
+ * - `answer`: the answer holds no token, or an old one
  * - `address`: sessionUrl is missing, or not on the page's own origin
  * - `browser`: the browser is too old
  * - `load`: the viewer did not load; `cause` is the SDK's error

@@ -16,7 +16,7 @@
  */
 
 /**
- * What is used of the SDK.
+ * The part of the SDK that the module uses.
  *
  * @typedef {object} Viewer
  * @property {(configuration: any) => Promise<ViewerInstance>} load
@@ -29,7 +29,7 @@
  */
 
 /**
- * What load() of the SDK takes, but for what the module sets itself. Nothing is required: the token names the document.
+ * What load() of the SDK takes, except what the module sets itself. Nothing is required: the token names the document.
  *
  * @template {Viewer} V
  * @typedef {Parameters<V["load"]>[0] extends infer C extends object ? C extends unknown
@@ -37,33 +37,33 @@
  */
 
 /**
- * A session token, when it expires in Unix seconds, and for how long it is good, in seconds.
+ * A session token, when it expires (Unix seconds), and how long it is still valid (seconds).
  *
  * @typedef {{ jwt: string, exp: number, expiresIn: number }} Session
  */
 
 /**
  * @typedef {object} SupplyOptions
- * @property {string | URL} sessionUrl Where the token comes from: a session_path, on the page's own origin.
+ * @property {string | URL} sessionUrl A session_path on the page's own origin.
  * @property {string | null | undefined} [session] The first token, if the app has put one into the page. Default: it is
  *   fetched.
- * @property {AbortSignal | undefined} [signal] Ends everything: what is being fetched or loaded, renewals, and the viewer.
- * @property {((error: ViewerSessionError) => void) | undefined} [onError] Told when no new token can be had, while one is
- *   needed. Default: a warning in the console.
- * @property {((jwt: string) => void) | undefined} [onSession] Told of each token after the first, and of one that works again
- *   after onError was told.
+ * @property {AbortSignal | undefined} [signal] Ends everything: fetches, loading, renewals, and the viewer.
+ * @property {((error: ViewerSessionError) => void) | undefined} [onError] Called when a new token is needed and there is
+ *   none. Default: a warning in the console.
+ * @property {((jwt: string) => void) | undefined} [onSession] Called with each token after the first, and when all is well
+ *   again after onError.
  */
 
 /**
  * A supply of tokens.
  *
  * @typedef {object} Supply
- * @property {string} jwt The token as of now.
- * @property {() => Promise<void>} renew Fetches a token now. For up to 5 seconds after an attempt that failed, and for as
- *   long as the gateway has asked for, it fails in the same way without asking.
- * @property {(patience?: number) => Promise<void>} replace Says that the token does not work, and resolves when there is
- *   another one. `patience` is for how long it tries again what may work a moment later, in ms (default: 25,000; 0: once,
- *   and onError is not told).
+ * @property {string} jwt The current token.
+ * @property {() => Promise<void>} renew Fetches a token now. For up to 5 seconds after a failed attempt, or for as long as
+ *   the gateway asked for, it fails again with the same error and sends nothing.
+ * @property {(patience?: number) => Promise<void>} replace Reports that the token does not work, and resolves when there is
+ *   another one. `patience` is how long temporary failures are retried, in ms (default: 25,000; 0: not at all, and onError is
+ *   not called).
  * @property {() => void} stop Ends renewals.
  */
 
@@ -81,23 +81,23 @@ const FETCH_TIMEOUT = 20_000;
 /** How long to try when the SDK asks for a token, in ms. The SDK itself waits for 30 s. */
 const AUTH_TIMEOUT = 25_000;
 
-/** How long to try for the first token, in ms. Somebody is looking at an empty page. */
+/** How long to try for the first token, in ms. The user is looking at an empty page. */
 const FIRST_TIMEOUT = 5_000;
 
-/** The longest that a timer runs, in ms: timers stand still while a laptop sleeps, so the clocks are looked at in between. */
+/** The longest timer, in ms. Timers stop while a laptop sleeps, so the clocks are checked in between. */
 const LONGEST_TIMER = 30_000;
 
 /** The shortest time between two renewals, in ms. */
 const SHORTEST_REST = 500;
 
-/** The first and the longest time between attempts that bring nothing new, in ms. */
+/** The first and the longest time between failed attempts, in ms. */
 const FIRST_RETRY = 1_000;
 const LONGEST_RETRY = 60_000;
 
-/** However much is asked for tokens, there is this between an attempt that fails and the next one, in ms. */
+/** After a failed attempt nothing is sent for up to this long, whoever asks, in ms. */
 const LONGEST_HOLD = 5_000;
 
-/** However long the gateway asks to wait, it does not mean longer than this, in ms. */
+/** The longest Retry-After that is obeyed, in ms. */
 const LONGEST_ASKED = 300_000;
 
 /**
@@ -105,7 +105,7 @@ const LONGEST_ASKED = 300_000;
  */
 
 /**
- * What users can be told. Where there is nothing that they could do, it is all the same.
+ * Messages for users. All other codes share one, since users can do nothing about them.
  *
  * @type {Partial<Record<Code, string>>}
  */
@@ -126,7 +126,7 @@ const MESSAGES = {
  * - `refused`: the app says no (403, 404 and the like)
  * - `unavailable`: there is none for now (5xx, 429), or no answer in time
  * - `network`: the server cannot be reached
- * - `answer`: what came back is no token, or an old one
+ * - `answer`: the answer holds no token, or an old one
  * - `address`: sessionUrl is missing, or not on the page's own origin
  * - `browser`: the browser is too old
  * - `load`: the viewer did not load; `cause` is the SDK's error
@@ -202,9 +202,9 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 	let hold = 0; // how much of it nobody can skip,
 	/** @type {ViewerSessionError | undefined} */
 	let failure; // because of this
-	let failures = 0; // in a row,
-	let noes = 0; // and how many of the latest were no passing ones
-	let told = ""; // the code of what onError was told since the last token
+	let failures = 0; // in a row
+	let refusals = 0; // in a row: failures that are not temporary
+	let told = ""; // the code that was reported since the last token
 	/** @type {{ rejected: string, done: Promise<void> } | undefined} */
 	let flight;
 	/** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -224,13 +224,13 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 	 * @param {number} expiresIn
 	 */
 	function take(jwt, expiresIn) {
-		const news = current.jwt && (current.jwt !== jwt || told);
+		const changed = current.jwt && (current.jwt !== jwt || told);
 		current = { jwt, expiresIn };
 		age = stopwatch();
-		failures = noes = hold = 0;
+		failures = refusals = hold = 0;
 		told = "";
 		renewIn(Math.max(expiresIn * 500, SHORTEST_REST));
-		if (news) {
+		if (changed) {
 			onSession?.(jwt);
 		}
 	}
@@ -247,10 +247,10 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 			take(jwt, expiresIn);
 		} catch (error) {
 			if (error instanceof ViewerSessionError) {
-				// A no may be that of a deployment, a firewall or a captive portal: it is asked again, but not as often.
+				// A refusal may come from a deployment, a firewall or a captive portal, so it is retried, but not as often.
 				const own = error.temporary ? Math.min(FIRST_RETRY * 2 ** failures, LONGEST_RETRY) : LONGEST_RETRY;
 				failures++;
-				noes = error.temporary ? 0 : noes + 1;
+				refusals = error.temporary ? 0 : refusals + 1;
 				failure = error;
 				hold = error.retryAfter ?? Math.min(own / 2, LONGEST_HOLD);
 				renewIn(Math.max(hold, own * (0.75 + Math.random() / 2)));
@@ -262,11 +262,11 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 		}
 	}
 
-	/** Fetches a token; whoever asks meanwhile waits for the same. */
+	/** Fetches a token. Concurrent calls share one fetch. */
 	async function renew() {
 		const known = () => (bad === current.jwt ? bad : ""); // not to work
 		while (flight && flight.rejected !== known()) {
-			await flight.done.catch(() => {}); // it was asked before that was known
+			await flight.done.catch(() => {}); // it was sent before that was known
 			if (!known()) {
 				return;
 			}
@@ -330,9 +330,9 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 			return;
 		}
 		renew().catch((error) => {
-			// While the token is good until the next attempt, nothing is lost. A second no is meant.
+			// While the token is valid until the next attempt, nothing is lost. A second refusal is taken seriously.
 			const left = current.jwt === bad ? 0 : current.expiresIn * 1000 - age();
-			if (left <= rest || noes > 1) {
+			if (left <= rest || refusals > 1) {
 				report(error);
 			}
 		});
@@ -357,7 +357,7 @@ export async function supplySessions({ sessionUrl, session, signal, onSession, o
 
 	try {
 		if (session) {
-			// Its age is not known if the clock is wrong; a quarter of its life is sure by default.
+			// If the clock is wrong its age is unknown. By default a quarter of its life is guaranteed.
 			const { life, left } = lifeOf(session);
 			take(session, Math.min(left, life / 4));
 			await undefined; // React's strict mode gives up here, before anything is loaded
@@ -411,7 +411,7 @@ export async function loadViewer(NutrientViewer, configuration, { signal, onSess
 	try {
 		place = typeof container === "string" ? document.querySelector(container) : container ?? {};
 	} catch {
-		// It is no selector.
+		// It is not a selector.
 	}
 	if (!place) {
 		throw new ViewerSessionError("load", `there is no ${container} in the page`);
@@ -485,14 +485,14 @@ export async function loadViewer(NutrientViewer, configuration, { signal, onSess
 		} catch (refusal) {
 			ended.throwIfAborted();
 			if (own && !/auth/i.test(String(refusal))) {
-				throw refusal; // the SDK has no use for the document
+				throw refusal; // it is the document's fault
 			}
 			await supply.replace(0).catch((error) => {
 				ended.throwIfAborted();
 				throw error.temporary ? refusal : error;
 			});
 			if (loading.has(place) || open.has(place)) {
-				throw refusal; // somebody else has the container now
+				throw refusal; // the container has another viewer now
 			}
 			try {
 				NutrientViewer.unload(container); // in case it left something behind
@@ -529,7 +529,7 @@ function resolve(sessionUrl) {
 	try {
 		url = sessionUrl ? new URL(sessionUrl, document.baseURI) : undefined;
 	} catch {
-		// It is none.
+		// It is not a URL.
 	}
 	// A frame with srcdoc has its parent's origin, which its location does not say.
 	if (!url || url.origin !== self.origin) {
@@ -555,7 +555,7 @@ function follow(signal) {
 }
 
 /**
- * Asks for a token, in a way that nothing in between can give an old answer: caches of service workers go by the address.
+ * Asks for a token at an address that no cache has seen before: those of service workers go by the address.
  *
  * @param {URL} url
  * @param {string | undefined} rejected
@@ -568,7 +568,7 @@ async function ask(url, rejected, signal) {
 	/** @type {Record<string, string>} */
 	const headers = { Accept: "application/json" };
 	if (rejected) {
-		// Without its signature a token is no secret, wherever request headers are logged.
+		// Without its signature the token is harmless where request headers are logged.
 		headers["X-Viewer-Rejected"] = rejected.slice(0, rejected.lastIndexOf("."));
 	}
 	const limit = follow(signal);
@@ -597,7 +597,7 @@ async function ask(url, rejected, signal) {
 			return { jwt, exp, expiresIn: Math.min(expiresIn, lifeOf(jwt).life) };
 		}
 	} catch {
-		// It is a page, most likely.
+		// Most likely it is a page.
 	}
 	const code = status > 499 || status === 429 || status === 408 ? "unavailable" : status === 401 || /<input[^>]+type=.?password/i.test(body) ? "login" : ok ? "answer" : "refused";
 	const hint = code === "answer" ? ", but with no token: it must be a session_path, and the app must answer 204" : "";
@@ -605,7 +605,7 @@ async function ask(url, rejected, signal) {
 }
 
 /**
- * How long a token lives, and how much of that is left by this clock, in seconds.
+ * The token's lifetime, and how much of it is left by this clock, in seconds.
  *
  * @param {string} jwt
  */
@@ -632,8 +632,7 @@ function retryAfter({ headers }) {
 }
 
 /**
- * Measures how many ms have passed, also while the computer sleeps, and if a clock is set meanwhile: one of the two clocks
- * goes on.
+ * Measures elapsed ms, also across sleep and when the clock is set: one of the two clocks goes on.
  */
 function stopwatch() {
 	const ticks = performance.now();

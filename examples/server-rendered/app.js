@@ -34,7 +34,7 @@ app.get("/documents/:id", (req, res) => {
 	loadViewer(NutrientViewer, { container: "#viewer" }, {
 		session: ${JSON.stringify(req.get("X-Viewer-Session"))},
 		sessionUrl: location.pathname.replace(/\\/$/, "") + "/session",
-		onError, // no new token can be had, while the document is open
+		onError, // a new token is needed, and there is none
 		onSession: () => (alert.textContent = ""), // there is one again
 	}).catch(onError);
 </script>`);

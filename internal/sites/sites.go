@@ -46,7 +46,7 @@ type Site struct {
 	MayAnswer []Answer
 }
 
-// Answer is one that hangs on a matcher.
+// Answer is a response that depends on a matcher.
 type Answer struct {
 	Handler string
 	Status  int    // 0 if it is not known
@@ -269,7 +269,8 @@ func (w *walk) handle(handlers []json.RawMessage) (answered bool, err error) {
 	return false, nil
 }
 
-// statusOf returns what a handler always answers, and 0 if that is not known.
+// statusOf returns the status with which a handler always answers, or 0 if that is
+// not known.
 func statusOf(handler string, raw json.RawMessage) int {
 	status, ok := map[string]int{"static_response": http.StatusOK, "error": http.StatusInternalServerError}[handler]
 	if !ok || len(raw) == 0 {

@@ -60,7 +60,7 @@ def page(number):
 	};
 	loadViewer(NutrientViewer, { container: "#viewer" }, {
 		sessionUrl: location.pathname.replace(/\/$/, "") + "/session",
-		onError, // no new token can be had, while the document is open
+		onError, // a new token is needed, and there is none
 		onSession: () => alert.replaceChildren(), // there is one again
 	}).catch(onError);
 </script>""",

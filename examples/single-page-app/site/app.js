@@ -22,7 +22,7 @@ async function show() {
 		await loadViewer(NutrientViewer, { container }, {
 			sessionUrl: `/api/documents/${id}/session`,
 			signal,
-			onError, // no new token can be had, while the document is open
+			onError, // a new token is needed, and there is none
 			onSession: () => (alert.textContent = ""), // there is one again
 		});
 	} catch (error) {
