@@ -16,7 +16,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/viewersession/caddy-viewer-session/internal/claims"
 	"github.com/viewersession/caddy-viewer-session/internal/clock"
+	"github.com/viewersession/caddy-viewer-session/internal/dws"
 	"github.com/viewersession/caddy-viewer-session/internal/dwstest"
 )
 
@@ -365,5 +367,41 @@ func TestAppProvidedWhileTheAPIIsDown(t *testing.T) {
 			t.Errorf("%d requests to an API that fails, or no back-off", mints)
 		}
 		synctest.Wait()
+	})
+}
+
+// Gateways share these tokens as all others, and one in the store that names a
+// document is a miss.
+func TestAppProvidedInAFleet(t *testing.T) {
+	claimsOf := func(user string) *claims.Claims {
+		return &claims.Claims{Request: dws.Request{UserID: user, TTL: time.Hour, AppProvided: true}, MinRemaining: 15 * time.Minute}
+	}
+	withFleet(t, 2, func(t *testing.T, fleet []*poolTest, store *fakeStore) {
+		for i, user := range []string{"ann", "ann", "bob"} {
+			if _, result, f := fleet[i%2].get(t.Context(), claimsOf(user)); f != nil || result == resultHit {
+				t.Errorf("%s at gateway %d: %s, %v", user, i%2, result, f)
+			}
+			synctest.Wait()
+		}
+		if got := fleet[0].api.Count(); got != 2 { // they have the same API
+			t.Errorf("%d mints, want one per user", got)
+		}
+
+		exp := time.Now().Add(time.Hour).Unix()
+		name := fleet[0].shared.name(fleet[0].keys.cacheKey(string(claimsOf("eve").AppendKey(nil))))
+		entry, err := json.Marshal(storedToken{JWT: dwstest.JWT(map[string]any{"document_id": "doc", "exp": exp}), Minted: time.Now().UnixNano(), AskedExp: exp})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Put(t.Context(), name, "", entry, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if _, result, f := fleet[0].get(t.Context(), claimsOf("eve")); f != nil || result != resultMinted {
+			t.Errorf("got %s, %v", result, f)
+		}
+		synctest.Wait()
+		if string(store.entries[name].data) == string(entry) {
+			t.Error("the entry has not been overwritten")
+		}
 	})
 }
