@@ -96,7 +96,6 @@ The exit code is
 	flags.BoolVar(&m.json, "json", false, "print one JSON object")
 	flags.BoolVar(&m.showToken, "show-token", false, "print the token itself as well")
 	cmd.MarkFlagsMutuallyExclusive("api-key-env", "api-key-file")
-	cmd.MarkFlagsOneRequired("document", "app-provided")
 	cmd.MarkFlagsMutuallyExclusive("document", "app-provided")
 	cmd.MarkFlagsMutuallyExclusive("permissions", "app-provided")
 	return cmd
@@ -176,8 +175,11 @@ var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // check reads the flags. No error repeats what may be a key.
 func (m *mintCommand) check() error {
-	if m.document == "" && !m.appProvided || !utf8.ValidString(m.document) || !utf8.ValidString(m.user) {
-		return errors.New("--document: write the document's id, as UTF-8 (and --user as well)")
+	if m.document == "" && !m.appProvided {
+		return errors.New("--document is missing: write the document's id, or --app-provided for a page that brings its own document")
+	}
+	if !utf8.ValidString(m.document) || !utf8.ValidString(m.user) {
+		return errors.New("--document and --user: write them as UTF-8")
 	}
 	ttl, err := caddy.ParseDuration(m.ttl)
 	if err != nil {

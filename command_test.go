@@ -251,11 +251,11 @@ func TestMintCommandAppProvided(t *testing.T) {
 
 func TestMintCommandLineMistakes(t *testing.T) {
 	tests := map[string][]string{
-		`[document app-provided] is required`:                                                    {},
+		"--document is missing: write the document's id, or --app-provided":                      {},
 		`if any flags in the group [document app-provided] are set none of the others can be`:    {"--document", "x", "--app-provided"},
 		`if any flags in the group [permissions app-provided] are set none of the others can be`: {"--permissions", "read", "--app-provided"},
-		"write the document's":   {"--document", ""},
-		"as UTF-8":               {"--document", "x\xff"},
+		"--document is missing":  {"--document", ""},
+		"write them as UTF-8":    {"--document", "x\xff"},
 		"not a duration":         {"--document", "x", "--ttl", "1 hour"},
 		"from 1m to 30d":         {"--document", "x", "--ttl", "31d"},
 		"100ms to 1m":            {"--document", "x", "--timeout", "0s"},

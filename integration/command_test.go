@@ -81,7 +81,7 @@ func TestMintCommand(t *testing.T) {
 	}
 
 	code, stdout, stderr = caddyCommand(t, nil, "viewer-session", "mint")
-	if code != 1 || !strings.Contains(stderr, `"document" not set`) || stdout != "" {
+	if code != 1 || !strings.Contains(stderr, "--document is missing") || stdout != "" {
 		t.Errorf("exit code %d: %s%s", code, stdout, stderr)
 	}
 }
