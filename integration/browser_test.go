@@ -352,9 +352,9 @@ func TestBrowserWithOtherSDKs(t *testing.T) {
 			},
 			unload: (what) => (calls.push("unload"), true),
 		});
-		const a = loadViewer(SDK("a"), { container }, { sessionUrl }).catch((e) => e.code + " " + e.cause.message);
+		const a = loadViewer(SDK("a"), { container }, { sessionUrl: "/documents/late/session" }).catch((e) => e.code + " " + e.cause.message);
 		while (!refuse) await sleep(5);
-		const b = loadViewer(SDK("b"), { container }, { sessionUrl });
+		const b = loadViewer(SDK("b"), { container }, { sessionUrl: "/documents/late/session" });
 		refuse();
 		return [await a, await b && "loaded", ...calls].join()`); got != "load refused,loaded,load a,load b" {
 		t.Errorf("what came of them, and the SDK's calls: %s", got)
