@@ -363,7 +363,7 @@ func TestAppProvidedWhileTheAPIIsDown(t *testing.T) {
 		for i := range 20 {
 			visit(h, new(app), fmt.Sprint("user", i), "GET", "/editor")
 		}
-		if mints := api.Count() - before; mints > 5 || !h.pool.minter.Failing(clock.Now()) {
+		if mints := api.Count() - before; mints > 5 || !h.pool.minter.Failing("", clock.Now()) {
 			t.Errorf("%d requests to an API that fails, or no back-off", mints)
 		}
 		synctest.Wait()
@@ -403,5 +403,33 @@ func TestAppProvidedInAFleet(t *testing.T) {
 		if string(store.entries[name].data) == string(entry) {
 			t.Error("the entry has not been overwritten")
 		}
+	})
+}
+
+// Trouble with one kind of sessions is no reason to hand out tokens of the other
+// below min_remaining.
+func TestAppProvidedTroubleLeavesDocumentsFresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := new(dwstest.API)
+		h := newTestHandler(t, api, ownDocuments)
+		_, first := visit(h, new(app), "ann", "GET", "/documents/42")
+		_, own := visit(h, new(app), "ann", "GET", "/editor")
+		time.Sleep(50 * time.Minute) // less than min_remaining is left
+		api.Set(func(r dwstest.Request) (*http.Response, error) {
+			if r.Document == "" {
+				return dwstest.Failing(403)(r)
+			}
+			return dwstest.Grant(dwstest.Token(9, r.Exp))
+		})
+		for i := range 5 {
+			visit(h, new(app), fmt.Sprint("user", i), "GET", "/editor")
+		}
+		if r, again := visit(h, new(app), "ann", "GET", "/documents/42"); again.token == first.token || placeholder(r, "result") != "minted" {
+			t.Errorf("%v, result %s", again.err, placeholder(r, "result"))
+		}
+		if r, again := visit(h, new(app), "ann", "GET", "/editor"); again.token != own.token || placeholder(r, "result") != "stale" {
+			t.Errorf("%v, result %s", again.err, placeholder(r, "result"))
+		}
+		synctest.Wait()
 	})
 }

@@ -345,3 +345,19 @@ func TestApprovalPassesAnInnerInstance(t *testing.T) {
 		t.Errorf("document %q", got)
 	}
 }
+
+// What a handler further out says under the app's names does not reach the browser
+// on the gateway's own answers.
+func TestOwnAnswersHoldNoApproval(t *testing.T) {
+	h := newTestHandler(t, new(dwstest.API), strings.Replace(ownDocuments, "{", "{\n\tscript_path /v.js", 1))
+	for _, target := range []string{"/v.js", "/editor", "/editor/session", "/elsewhere"} {
+		r, w := newRequest("GET", target)
+		for _, name := range approvalHeaders {
+			w.Header().Set(name, "evil")
+		}
+		_ = h.ServeHTTP(w, r, appAnswering(204))
+		if text := headerText(w.Header()); strings.Contains(text, "evil") {
+			t.Errorf("%s: %s", target, text)
+		}
+	}
+}

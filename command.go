@@ -190,11 +190,11 @@ func (m *mintCommand) check() error {
 		TTL:         caddy.Duration(ttl),
 		Shared:      true, // it is nobody else's
 	}.over(TokenOptions{})
-	if m.appProvided {
-		options.Permissions = nil
-	}
 	if err := options.check("", m.appProvided); err != nil {
 		return err
+	}
+	if m.appProvided {
+		options.Permissions = nil
 	}
 	m.probe = probe.Probe{
 		Request:   dws.Request{DocumentID: m.document, Permissions: claims.SplitPermissions(options.Permissions), UserID: m.user, TTL: ttl, AppProvided: m.appProvided},

@@ -47,7 +47,7 @@ func TestTokenThatPermitsTooMuchIsNotHandedOut(t *testing.T) {
 		p.api.Set(dwstest.Granting(`{"permissions": ["read", "write"]}`))
 		for range 10 {
 			f := p.wantFailure("doc", reasonOverGranted)
-			if f.reason.status() != 502 || p.minter.Failing(p.now()) {
+			if f.reason.status() != 502 || p.minter.Failing("doc", p.now()) {
 				t.Errorf("status %d, or the API is held back", f.reason.status())
 			}
 			time.Sleep(400 * time.Millisecond)

@@ -20,6 +20,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	// 2. Match.
 	route, documentID := h.match(r)
 	if route != nil && route.script && servesScript(r) {
+		h.hideOwn(w)
 		serveScript(w, r)
 		return nil
 	}

@@ -472,3 +472,31 @@ func TestEmptyVaryByOpensNothing(t *testing.T) {
 		}
 	}
 }
+
+// Two values of vary_by in one argument are two parts of the key.
+func TestValuesOfVaryByAreKeptApart(t *testing.T) {
+	h := newTestHandler(t, new(dwstest.API), `viewer_session {
+		document_path /editor {
+			app_provided
+			vary_by {http.vars.org}{http.auth.user.id}
+		}
+	}`)
+	tokens := make(map[string]string)
+	for user, org := range map[string]string{"joann": "o", "ann": "ojo"} {
+		r, w := newRequest("GET", "/editor")
+		repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		repl.Set("http.vars.org", org)
+		repl.Set("http.auth.user.id", user)
+		next := new(app)
+		if err := h.ServeHTTP(w, r, next); err != nil {
+			t.Fatal(err)
+		}
+		tokens[next.header.Get(defaultRequestHeader)] = user
+	}
+	if len(tokens) != 2 {
+		t.Errorf("they share a token: %v", tokens)
+	}
+	r, w := newRequest("GET", "/editor")
+	r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Set("http.vars.org", "o")
+	wantStatus(t, h.ServeHTTP(w, r, new(app)), 403, reasonNoPermission) // one of the two is empty
+}

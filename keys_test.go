@@ -54,7 +54,7 @@ func TestRotatedKeyNeedsNoReload(t *testing.T) {
 		for i := range 5 {
 			p.wantFailure(fmt.Sprint("cold", i), reasonKeyRefused)
 		}
-		if !p.minter.Failing(clock.Now()) {
+		if !p.minter.Failing("doc", clock.Now()) {
 			t.Error("a refused key opens no back-off")
 		}
 		mints := p.api.Count()

@@ -88,7 +88,10 @@ func (w *noStoreWriter) setNoStore() {
 
 // sharedCacheHeaders are what shared caches that know one of them prefer to
 // Cache-Control.
-var sharedCacheHeaders = []string{"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "Surrogate-Control", "X-Accel-Expires"}
+var sharedCacheHeaders = []string{
+	"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "Netlify-Cdn-Cache-Control", "Vercel-Cdn-Cache-Control", "Akamai-Cache-Control", "Edge-Control",
+	"Surrogate-Control", "X-Accel-Expires", "X-Litespeed-Cache-Control",
+}
 
 const privateNoStore = "private, no-store"
 

@@ -119,10 +119,10 @@ func (o TokenOptions) check(documentID string, appProvided bool) error {
 		return fmt.Errorf("min_remaining %s: write at most half of ttl (%s), or a longer ttl",
 			time.Duration(o.MinRemaining), time.Duration(o.TTL/2))
 	}
-	if len(o.Permissions) == 0 && !appProvided {
+	if len(o.Permissions) == 0 {
 		return errors.New("permissions: the list is empty, which the API would take for all permissions; name at least one")
 	}
-	if len(o.Permissions) > 0 && !slices.ContainsFunc(o.Permissions, claims.HasPlaceholder) && len(claims.SplitPermissions(o.Permissions)) == 0 {
+	if !slices.ContainsFunc(o.Permissions, claims.HasPlaceholder) && len(claims.SplitPermissions(o.Permissions)) == 0 {
 		return errors.New("permissions: only separators; name at least one")
 	}
 	if err := checkPermissionNames(o.Permissions); err != nil {

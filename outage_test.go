@@ -3,6 +3,7 @@ package viewersession
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -291,7 +292,7 @@ func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
 		for i := range 10 {
 			p.wantFailure(fmt.Sprint("down", i), reasonUnavailable)
 		}
-		if !p.minter.Failing(clock.Now()) {
+		if !p.minter.Failing("doc", clock.Now()) {
 			t.Fatal("no back-off")
 		}
 		p.api.Set(func(dwstest.Request) (*http.Response, error) { panic("boom") })
@@ -303,4 +304,24 @@ func TestPanicsInProbesAreNoDeadStop(t *testing.T) {
 		time.Sleep(2 * maxDelay)
 		p.want("doc", resultMinted)
 	})
+}
+
+// An answer may be too long because what strangers asked for is. That holds up
+// nobody else.
+func TestLongAnswersHoldUpNobody(t *testing.T) {
+	api := &dwstest.API{Answer: func(r dwstest.Request) (*http.Response, error) {
+		if strings.HasPrefix(r.Document, "long") {
+			return dwstest.Respond(201, strings.Repeat(" ", 70_000))
+		}
+		return dwstest.Grant(dwstest.Token(1, r.Exp))
+	}}
+	h := newTestHandler(t, api, oneRoute)
+	for i := range 10 {
+		r, w := newRequest("GET", fmt.Sprint("/documents/long", i))
+		wantStatus(t, h.ServeHTTP(w, r, new(app)), 502, reasonInvalidReply)
+	}
+	r, w := newRequest("GET", "/documents/doc")
+	if err := h.ServeHTTP(w, r, new(app)); err != nil {
+		t.Error(err)
+	}
 }

@@ -86,7 +86,7 @@ func (p *pool) get(ctx context.Context, c *claims.Claims) (*token, result, *fail
 		p.renew(ctx, cached, c, now)
 		return cached, resultRenewing, nil
 	case belowMinimum:
-		if p.failing(cached, now) {
+		if p.failing(cached, c, now) {
 			p.renew(ctx, cached, c, now)
 			return cached, resultStale, nil
 		}
@@ -163,10 +163,10 @@ func (p *pool) mayStandIn(cached *token, key []byte, f *failure) bool {
 // failing reports whether minting another token in cached's place would likely
 // fail, so that nobody who has this valid one should wait for it. A failure is
 // assumed to persist for at most mint.BadNewsAge.
-func (p *pool) failing(cached *token, now clock.Time) bool {
+func (p *pool) failing(cached *token, c *claims.Claims, now clock.Time) bool {
 	failedAt := cached.failedAt.Load()
 	return failedAt > p.mintedAt.Load() && int64(now.Mono())-failedAt < int64(mint.BadNewsAge) ||
-		p.minter.Failing(now)
+		p.minter.Failing(c.DocumentID, now)
 }
 
 // renew mints in the background. Of ctx, only the span is passed on.

@@ -105,6 +105,7 @@ func (h *Handler) noteMisfit(id string) {
 // fail answers with an error.
 func (h *Handler) fail(w http.ResponseWriter, info *requestInfo, f *failure) error {
 	h.note(info, f)
+	h.hideOwn(w)
 	w.Header().Set("Cache-Control", "no-store")
 	status := f.reason.status()
 	if status == http.StatusServiceUnavailable {

@@ -164,7 +164,7 @@ func (r Route) compile(defaultID string, defaults TokenOptions) (session, page *
 		if err := r.checkAppProvided(); err != nil {
 			return nil, nil, err
 		}
-		defaultID, defaults.DocumentClaims = "", nil
+		defaultID = ""
 	}
 	if len(r.SessionPaths) > 0 {
 		if session, err = r.compileSession(defaultID); err != nil {
@@ -179,11 +179,11 @@ func (r Route) compile(defaultID string, defaults TokenOptions) (session, page *
 		documentID = page.documentID
 	}
 	options := r.TokenOptions.over(defaults)
-	if r.AppProvided {
-		options.Permissions = nil
-	}
 	if err := options.check(documentID, r.AppProvided); err != nil {
 		return nil, nil, err
+	}
+	if r.AppProvided {
+		options.Permissions, options.DocumentClaims = nil, nil
 	}
 	template, err := options.template(r.AppProvided)
 	if err != nil {

@@ -23,7 +23,7 @@ var scriptETag = fmt.Sprintf(`"%x"`, sha256.Sum256([]byte(script)))
 func compileScript(path string) (*route, error) {
 	p, err := pattern.Parse(path)
 	if err != nil || p.HasID() || strings.Contains(path, "*") || path == "/" {
-		return nil, fmt.Errorf("script_path %q: write one literal path, for example /viewer-session.js", path)
+		return nil, fmt.Errorf("script_path %q: write one literal path of letters, digits, - and the like, for example /viewer-session.js", path)
 	}
 	return &route{script: true, patterns: []*pattern.Pattern{p}, template: new(claims.Template)}, nil
 }
@@ -37,6 +37,7 @@ func servesScript(r *http.Request) bool {
 // serveScript answers with the script. Browsers revalidate it, so they always run
 // the version of this gateway.
 func serveScript(w http.ResponseWriter, r *http.Request) {
+	delete(r.Header, "Range") // it is small, and always served whole
 	header := w.Header()
 	header.Set("Content-Type", "text/javascript; charset=utf-8")
 	header.Set("Cache-Control", "no-cache")

@@ -60,6 +60,13 @@ func TestScriptPath(t *testing.T) {
 		}
 	}
 
+	// It is always the whole of it.
+	for _, ranges := range []string{"bytes=0-9", "bytes=0-1,3-4,6-7", "bytes=999999-"} {
+		if w, _ := ask("GET", "/assets/viewer-session.js", "Range", ranges); w.Code != 200 || w.Body.String() != string(want) || w.Header().Get("Cache-Control") != "no-cache" {
+			t.Errorf("%s: status %d, %d bytes, %v", ranges, w.Code, w.Body.Len(), w.Header())
+		}
+	}
+
 	// What is not for the script goes to the app, stripped and without a token.
 	for _, request := range []string{
 		"POST /assets/viewer-session.js", "OPTIONS /assets/viewer-session.js", "TRACE /assets/viewer-session.js",

@@ -222,7 +222,7 @@ func keepPrivate(header http.Header) {
 			delete(header, name)
 		}
 	}
-	for _, name := range slices.Concat(ofAnAnswer, sharedCacheHeaders, approvalHeaders) {
+	for _, name := range slices.Concat(representationHeaders, sharedCacheHeaders, approvalHeaders) {
 		delete(header, name)
 	}
 	header.Set("Cache-Control", "no-store")
@@ -230,8 +230,8 @@ func keepPrivate(header http.Header) {
 	header.Set("X-Content-Type-Options", "nosniff")
 }
 
-// ofAnAnswer are headers that describe one answer, or who may have it.
-var ofAnAnswer = []string{
+// representationHeaders describe one answer, or who may have it.
+var representationHeaders = []string{
 	"Content-Type", "Content-Length", "Content-Encoding", "Content-Language", "Content-Location", "Content-Range", "Content-Disposition",
 	"Content-Digest", "Content-Md5", "Digest", "Repr-Digest", "Etag", "Last-Modified", "Expires", "Accept-Ranges", "Trailer", "Timing-Allow-Origin",
 }
@@ -264,6 +264,14 @@ func dropApproval(header http.Header) {
 	for _, name := range approvalHeaders {
 		delete(header, name)
 		delete(header, http.TrailerPrefix+name)
+	}
+}
+
+// hideOwn removes from an answer of the handler's own what somebody further out
+// has said under the app's names.
+func (h *Handler) hideOwn(w http.ResponseWriter) {
+	if h.hasSessions {
+		dropApproval(w.Header())
 	}
 }
 

@@ -21,13 +21,21 @@ func (s *stage) local(text string, pairs ...string) (api string) {
 	s.t.Helper()
 	api = freeAddress(s.t)
 	s.gateway = strings.Replace(s.gateway, "127.0.0.1", "localhost", 1)
-	text = substitute(s.t, text, append(pairs,
-		"localhost:8080", s.gateway, "127.0.0.1:8081", api,
-		"admin localhost:2020", "admin "+s.admin+"\n\tlog {\n\t\toutput file \""+filepath.ToSlash(s.logFile)+"\"\n\t}")...)
+	text = s.logged(substitute(s.t, text, append(pairs, "localhost:8080", s.gateway, "127.0.0.1:8081", api, "admin localhost:2020", "admin "+s.admin)...))
 	if err := loadText(text); err != nil {
 		s.t.Fatal(err)
 	}
 	return api
+}
+
+// logged has an example with global options log into the file that is looked
+// through for secrets.
+func (s *stage) logged(text string) string {
+	output := "\tlog {\n\t\toutput file \"" + filepath.ToSlash(s.logFile) + "\"\n"
+	if logFilter.MatchString(text) {
+		return strings.Replace(text, "\tlog {\n", output, 1)
+	}
+	return strings.Replace(text, "\tadmin ", output+"\t}\n\tadmin ", 1)
 }
 
 // startApp runs an example's app until the test ends, and returns its address.

@@ -354,7 +354,9 @@ func TestBrowserWithOtherSDKs(t *testing.T) {
 		});
 		const a = loadViewer(SDK("a"), { container }, { sessionUrl: "/documents/late/session" }).catch((e) => e.code + " " + e.cause.message);
 		while (!refuse) await sleep(5);
-		const b = loadViewer(SDK("b"), { container }, { sessionUrl: "/documents/late/session" });
+		const { jwt: session } = await fetchSession("/documents/late/session");
+		const b = loadViewer(SDK("b"), { container }, { sessionUrl: "/documents/late/session", session });
+		await sleep(0); // it has its token, and waits for the container
 		refuse();
 		return [await a, await b && "loaded", ...calls].join()`); got != "load refused,loaded,load a,load b" {
 		t.Errorf("what came of them, and the SDK's calls: %s", got)

@@ -215,7 +215,7 @@ func fleetExample(t *testing.T, s *stage, text string) {
 		t.Setenv(name, value)
 	}
 	// Not by s.load, since the example has its names from the environment.
-	if err := loadText(strings.Replace(text, "{\n", "{\n\tlog {\n\t\tlevel DEBUG\n\t\toutput file \""+s.logFile+"\"\n\t\tformat filter {\n\t\t\trequest>headers>X-Viewer-Session delete\n\t\t}\n\t}\n", 1)); err != nil {
+	if err := loadText(strings.Replace(s.logged(text), "\tlog {\n", "\tlog {\n\t\tlevel DEBUG\n", 1)); err != nil {
 		t.Fatal(err)
 	}
 	s.token("/documents/doc1")

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -266,6 +268,54 @@ func observability(t *testing.T, s *stage, text string) {
 	for _, alert := range regexp.MustCompile(`alert: (\w+)`).FindAllStringSubmatch(string(alerts), -1) {
 		if !strings.Contains(string(operations), "| `"+alert[1]+"` |") {
 			t.Errorf("docs/operations.md does not say what %s means", alert[1])
+		}
+	}
+}
+
+// An app that ends in the middle of a page has reverse_proxy log the request's
+// headers, without debug. The filter of the README and the examples keeps the
+// token out.
+func TestAnswerThatBreaksOffLogsNoToken(t *testing.T) {
+	example, err := os.ReadFile("../examples/existing-app/Caddyfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	filter := logFilter.FindString(string(example))
+	if filter == "" {
+		t.Fatal("the example has no filter")
+	}
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "1000")
+		_, _ = io.WriteString(w, "the beginning")
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}))
+	defer app.Close()
+	for _, test := range []struct {
+		options string
+		logged  bool
+	}{{filter, false}, {"\tlog {\n\t}\n", true}} {
+		s := newStage(t)
+		// The stage looks for tokens in its own log.
+		logFile := filepath.Join(t.TempDir(), "log")
+		if err := os.WriteFile(s.logFile, []byte("see "+logFile+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		options := strings.Replace(test.options, "\tlog {\n", "\tlog {\n\t\toutput file \""+filepath.ToSlash(logFile)+"\"\n", 1)
+		if err := loadText(s.fill("{\n\tadmin ADMIN\n\tauto_https off\n\tpersist_config off\n" + options + "}\n" + strings.ReplaceAll(simpleSite, "APP", app.Listener.Addr().String()))); err != nil {
+			t.Fatal(err)
+		}
+		if resp, err := http.Get("http://" + s.gateway + "/documents/doc"); err == nil {
+			_, _ = io.ReadAll(resp.Body)
+			resp.Body.Close()
+		}
+		log, err := os.ReadFile(logFile)
+		if err != nil || !strings.Contains(string(log), "aborting with incomplete response") {
+			t.Fatalf("%v: the log\n%s", err, log)
+		}
+		tokens := s.api.issued()
+		if len(tokens) != 1 || strings.Contains(string(log), tokens[0]) != test.logged {
+			t.Errorf("%d tokens, logged: %t, want %t", len(tokens), !test.logged, test.logged)
 		}
 	}
 }

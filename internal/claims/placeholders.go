@@ -39,7 +39,8 @@ const (
 func ClientControlled(placeholder string, use Use) bool {
 	name, ok := strings.CutPrefix(placeholder, "http.request.")
 	if !ok {
-		return false
+		// The document's id, and what a file matcher made of the path.
+		return use >= ForIdentity && (strings.HasPrefix(placeholder, "http.viewer_session.") || strings.HasPrefix(placeholder, "http.matchers.file."))
 	}
 	name = strings.TrimPrefix(name, "orig_")
 	switch {

@@ -43,9 +43,14 @@ func NewTemplate(o Options) (*Template, error) {
 	t := &Template{
 		permissions: o.Permissions,
 		userID:      o.UserID,
-		varyBy:      o.VaryBy,
 		guarded:     o.UserID == "" && !o.Shared,
 		Static:      Claims{Request: dws.Request{TTL: o.TTL, AppProvided: o.AppProvided}, MinRemaining: o.MinRemaining},
+	}
+	// One by one: of two values in one piece nobody could say where the second begins.
+	for _, value := range o.VaryBy {
+		for _, name := range PlaceholdersIn(value) {
+			t.varyBy = append(t.varyBy, "{"+name+"}")
+		}
 	}
 	var err error
 	if t.claims, err = newSet(o.Claims); err != nil {

@@ -277,6 +277,7 @@ func TestClientControlled(t *testing.T) {
 		"http.request.orig_uri.query": ForClaim, "http.request.orig_uri.prefixed_query": ForClaim,
 		"http.request.uri.path": ForIdentity, "http.request.uri.path.1": ForIdentity, "http.request.uri.path.file": ForIdentity, "http.request.orig_uri.path": ForIdentity,
 		"http.request.host": ForIdentity, "http.request.hostport": ForIdentity, "http.request.host.labels.2": ForIdentity, "http.request.port": ForIdentity, "http.request.tls.server_name": ForIdentity,
+		"http.viewer_session.document_id": ForIdentity, "http.matchers.file.relative": ForIdentity,
 		"http.auth.user.id": 3, "http.auth.user.email": 3, "http.reverse_proxy.header.Remote-User": 3, "http.vars.user": 3, "http.regexp.doc.1": 3,
 		"http.request.tls.client.subject": 3, "http.request.remote.host": 3, "http.request.method": 3, "env.USER": 3,
 	} {

@@ -110,7 +110,11 @@ func (c Call) Send(ctx context.Context) (reply Reply, err error) {
 		return reply, transportError(ctx, endpoint.Host, apiKey, io.ErrUnexpectedEOF)
 	}
 	if err != nil {
-		return reply, &Error{Reason: InvalidReply, StatusCode: resp.StatusCode, Err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err)}
+		// A reply may be that long because the request was: strangers choose ids.
+		return reply, &Error{
+			Reason: InvalidReply, StatusCode: resp.StatusCode, DocumentOnly: len(body) > maxReplyBytes,
+			Err: fmt.Errorf("%s answered %d, but %w", endpoint.Host, resp.StatusCode, err),
+		}
 	}
 	// Of the two readings of the time at which the request was sent, the one
 	// counts that leaves less of the token's life.

@@ -248,18 +248,16 @@ func (b *backoff) openUntil(now clock.Time) (until clock.Time, cause *dws.Error)
 	return until, cause
 }
 
-// isOpen reports whether mints are held back, or were until a moment ago and no
-// answer has said otherwise.
-func (b *backoff) isOpen(now clock.Time) bool {
+// isOpen reports whether mints for a document, or without one if it is empty, are
+// held back, or were until a moment ago and no answer has said otherwise.
+func (b *backoff) isOpen(document string, now clock.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.throttle != nil && !now.Reached(b.throttle.RetryAt) ||
-		b.documents.recent(now) || b.documentless.recent(now)
-}
-
-// recent reports whether mints are held back, or were until a moment ago.
-func (c *circuit) recent(now clock.Time) bool {
-	return c.cause != nil && !now.Reached(c.until.Add(BadNewsAge))
+	c := &b.documents
+	if document == "" {
+		c = &b.documentless
+	}
+	return b.throttle != nil && !now.Reached(b.throttle.RetryAt) || c.cause != nil && !now.Reached(c.until.Add(BadNewsAge))
 }
 
 // forgetRefusals lets everything be tried at once that failed because the API

@@ -47,7 +47,7 @@ func TestFewProbesAtOnce(t *testing.T) {
 	// One fails, one succeeds: the endpoint is back.
 	b.settle(probes[0], &dws.Error{Reason: dws.Timeout, Err: errTest}, false, now)
 	b.settle(probes[1], nil, false, now)
-	if b.isOpen(now) {
+	if b.isOpen("doc", now) {
 		t.Error("held back after a success")
 	}
 	b.settle(probes[2], nil, false, now)
@@ -135,7 +135,7 @@ func TestOneBadDocumentOfSeveralUsersHoldsUpNobody(t *testing.T) {
 		}
 		b.settle(a, &dws.Error{Reason: dws.Unavailable, Err: errTest}, false, now)
 	}
-	if b.isOpen(now) {
+	if b.isOpen("doc", now) {
 		t.Error("one document of a hundred users counts as a hundred")
 	}
 }
@@ -167,7 +167,7 @@ func TestUnusableTokenOfOneUserHoldsUpNobody(t *testing.T) {
 		}
 		b.settle(a, &dws.Error{Reason: dws.InvalidReply, DocumentOnly: true, Err: errTest}, false, now)
 	}
-	if b.isOpen(now) {
+	if b.isOpen("doc", now) {
 		t.Error("tokens that are too long for one user hold up all")
 	}
 }
@@ -234,8 +234,8 @@ func TestKindsDoNotHoldEachOtherUp(t *testing.T) {
 			for i := range failureThreshold {
 				test.fail(&b, fmt.Sprint("request", i), dws.KeyRefused, now)
 			}
-			if _, f := admit(&b, "another", test.own, now); f == nil || !b.isOpen(now) {
-				t.Error("they are not held back")
+			if _, f := admit(&b, "another", test.own, now); f == nil || !b.isOpen(test.own, now) || b.isOpen(test.other, now) {
+				t.Error("they are not held back, or the others are as well")
 			}
 			if until, cause := b.openUntil(now); cause == nil || now.Reached(until) {
 				t.Error("it is not said that they are")

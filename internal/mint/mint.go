@@ -324,8 +324,11 @@ func (m *Minter) APITime(now clock.Time) time.Time {
 // the API refused the previous one is tried again at once.
 func (m *Minter) KeyChanged() { m.backoff.forgetRefusals() }
 
-// Failing reports whether a mint would likely fail now.
-func (m *Minter) Failing(now clock.Time) bool { return m.backoff.isOpen(now) }
+// Failing reports whether a mint for a document, or without one if it is empty,
+// would likely fail now.
+func (m *Minter) Failing(documentID string, now clock.Time) bool {
+	return m.backoff.isOpen(documentID, now)
+}
 
 // HeldBack returns until when no mint is sent, and why; zero if mints are sent.
 func (m *Minter) HeldBack(now clock.Time) (until clock.Time, cause *dws.Error) {

@@ -91,14 +91,15 @@ func NewRequest(method, address string) (*http.Request, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("%q is not an address: write one as browsers show it, such as https://docs.example.com/documents/42", address)
 	}
-	r, err := http.NewRequest(method, u.RequestURI(), nil) //nolint:noctx // it is never sent
+	r, err := http.NewRequest(method, "/", nil) //nolint:noctx // it is never sent
 	if err != nil {
 		return nil, err
 	}
-	r.RequestURI, r.Host, r.URL.RawQuery = u.RequestURI(), u.Host, u.RawQuery
-	if r.URL.Path == "" {
-		r.URL.Path = "/"
+	// As servers read a request line: two slashes are no host there.
+	if r.URL, err = url.ParseRequestURI(u.RequestURI()); err != nil {
+		return nil, err
 	}
+	r.RequestURI, r.Host = u.RequestURI(), u.Host
 	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), nil, nil)
 	caddyhttp.SetVar(r.Context(), schemeVar, u.Scheme)
 	return r, nil
