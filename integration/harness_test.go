@@ -201,11 +201,11 @@ func (s *stage) fetch(method, path string, header ...string) (*http.Response, st
 	}
 	resp, err := http.DefaultTransport.RoundTrip(req)
 	for range 3 {
-		if err == nil || !errors.Is(err, syscall.ECONNRESET) {
+		if err == nil || !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, io.EOF) {
 			break
 		}
-		// Right after a reload, a listener that changes hands may drop a
-		// connection: plain Caddy does so as well.
+		// Right after a reload, a listener that changes hands may reset or close
+		// a connection: plain Caddy does so too.
 		resp, err = http.DefaultTransport.RoundTrip(req)
 	}
 	if err != nil {
