@@ -190,11 +190,7 @@ func ownIDs(t *testing.T, s *stage, text string) {
 	} {
 		t.Log(name)
 		api := s.local(text, "127.0.0.1:3000", startApp(t, app[0], app[1:]...))
-		reset, err := http.Post("http://"+api+"/emulator/reset", "", nil) // it is the same as before
-		if err != nil {
-			t.Fatal(err)
-		}
-		reset.Body.Close()
+		tell(t, http.MethodPost, "http://"+api+"/emulator/reset", "", 204) // it is the same as before
 		logIn := func(user string) *tab {
 			p := s.newTab()
 			p.open("/")
@@ -244,5 +240,23 @@ func getJSON(t *testing.T, url string, value any) {
 	defer resp.Body.Close()
 	if err := json.NewDecoder(resp.Body).Decode(value); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// tell asks for something with a method and a body, and wants a status.
+func tell(t *testing.T, method, url, body string, status int) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != status {
+		t.Fatalf("%s %s: status %d, want %d", method, url, resp.StatusCode, status)
 	}
 }

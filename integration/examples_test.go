@@ -339,18 +339,7 @@ func quickstart(t *testing.T, s *stage, text string) {
 	s.get("/", 200, "Accept", "text/html")
 
 	// The stand-in is told to fail, as the page says.
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+api+"/emulator/fault", strings.NewReader(`{"mode":"status","status":500}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	if resp.StatusCode != 204 {
-		t.Fatalf("status %d", resp.StatusCode)
-	}
+	tell(t, http.MethodPut, "http://"+api+"/emulator/fault", `{"mode":"status","status":500}`, 204)
 	ask("floor-plan")
 	if body := s.get("/documents/cold", 502, "Accept", "text/html"); !strings.Contains(body, "502") {
 		t.Errorf("the error page: %s", body)

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"net/http"
 	"os"
 	"regexp"
 	"strconv"
@@ -11,24 +10,6 @@ import (
 
 	"github.com/viewersession/caddy-viewer-session/emulator"
 )
-
-// tell asks for something with a method and a body, and wants a status.
-func tell(t *testing.T, method, url, body string, status int) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != status {
-		t.Fatalf("%s %s: status %d, want %d", method, url, resp.StatusCode, status)
-	}
-}
 
 func ownDocuments(t *testing.T, s *stage, text string) {
 	api := s.local(text)
